@@ -1,0 +1,72 @@
+#include "llama-restkv-run.h"
+
+#include "llama-context.h"
+
+// belongs to llama_context because the previous graphs are private to it
+void llama_context::restkv_reset_graphs() {
+    for (auto & res : gf_res_prev) {
+        if (res) {
+            res->reset();
+        }
+    }
+    gf_res_prev_active = nullptr;
+}
+
+llama_restkv_run::llama_restkv_run(llama_context * lctx, size_t max_nodes) : lctx(lctx) {
+    ggml_init_params params = {
+        // inputs and leaves come on top of the nodes
+        /*.mem_size   =*/ 2*max_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(2*max_nodes, false),
+        /*.mem_buffer =*/ nullptr,
+        /*.no_alloc   =*/ true,
+    };
+    ctx_ggml.reset(ggml_init(params));
+    gf = ggml_new_graph_custom(ctx_ggml.get(), 2*max_nodes, false);
+}
+
+ggml_tensor * llama_restkv_run::input(ggml_type type, const void * data, int64_t ne0, int64_t ne1, int64_t ne2) {
+    ggml_tensor * cur = ggml_new_tensor_3d(ctx_ggml.get(), type, ne0, ne1, ne2);
+    ggml_set_input(cur);
+    inputs.emplace_back(cur, data);
+    return cur;
+}
+
+void llama_restkv_run::output(ggml_tensor * cur, void * out) {
+    ggml_set_output(cur);
+    ggml_build_forward_expand(gf, cur);
+    outputs.emplace_back(cur, out);
+}
+
+void llama_restkv_run::expand(ggml_tensor * cur) {
+    ggml_build_forward_expand(gf, cur);
+}
+
+void llama_restkv_run::compute() {
+    auto * sched = lctx->get_sched();
+
+    lctx->synchronize();
+    lctx->restkv_reset_graphs();
+    ggml_backend_sched_reset(sched);
+
+    if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+        throw llama_restkv_error(LLAMA_RESTKV_FAILED, "no device memory for a graph of scoring or compaction");
+    }
+    for (const auto & [tensor, data] : inputs) {
+        // an input that no node reads has no memory
+        if (tensor->buffer) {
+            ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
+        }
+    }
+
+    const auto status = lctx->graph_compute(gf, true);
+    lctx->synchronize();
+
+    if (status == GGML_STATUS_ABORTED) {
+        throw llama_restkv_error(LLAMA_RESTKV_ABORTED, "stopped by llama_restkv_abort()");
+    }
+    if (status != GGML_STATUS_SUCCESS) {
+        throw llama_restkv_error(LLAMA_RESTKV_FAILED, "the backend could not compute a graph of scoring or compaction");
+    }
+    for (const auto & [tensor, out] : outputs) {
+        ggml_backend_tensor_get(tensor, out, 0, ggml_nbytes(tensor));
+    }
+}

@@ -1,0 +1,368 @@
+// The C entries: check, call, translate exceptions into a status and a line.
+
+#include "llama-restkv.h"
+
+#include "llama-restkv-compact.h"
+#include "llama-restkv-pool.h"
+#include "llama-restkv-run.h"
+#include "llama-restkv-score.h"
+
+#include "llama-context.h"
+#include "llama-kv-cache.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-model.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <string>
+
+namespace {
+
+thread_local std::string last_error;
+thread_local uint32_t    armed = 0;
+
+// abort flags live here because the context has no field for them
+struct abort_flag {
+    std::atomic<bool> asked { false };
+    std::atomic<bool> held  { false }; // compaction must not stop half way
+};
+
+std::mutex                                               flags_mutex;
+std::map<const llama_context *, std::shared_ptr<abort_flag>> flags;
+
+std::shared_ptr<abort_flag> flag_of(const llama_context * ctx) {
+    std::lock_guard<std::mutex> lock(flags_mutex);
+    auto & flag = flags[ctx];
+    if (!flag) {
+        flag = std::make_shared<abort_flag>();
+    }
+    return flag;
+}
+
+bool abort_callback(void * data) {
+    const auto * flag = static_cast<const abort_flag *>(data);
+    return flag->asked.load(std::memory_order_relaxed) && !flag->held.load(std::memory_order_relaxed);
+}
+
+bool disabled() {
+    static const bool res = [] {
+        const char * env = std::getenv("RESTKV_DISABLE");
+        return env && *env && std::strcmp(env, "0") != 0;
+    }();
+    return res;
+}
+
+int32_t guarded(const std::function<int32_t()> & fn) {
+    try {
+        last_error.clear();
+        return fn();
+    } catch (const llama_restkv_error & err) {
+        last_error = err.what();
+        return err.status;
+    } catch (const std::exception & err) {
+        last_error = err.what();
+        return LLAMA_RESTKV_FAILED;
+    }
+}
+
+llama_kv_cache * cache_of(const llama_context * ctx) {
+    auto * memory = ctx ? ctx->get_memory() : nullptr;
+    if (auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
+        return iswa->get_base();
+    }
+    return dynamic_cast<llama_kv_cache *>(memory);
+}
+
+llama_kv_cache & cache_checked(const llama_context * ctx) {
+    auto * kv = cache_of(ctx);
+    if (!kv || !kv->get_restkv()) {
+        throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, disabled()
+            ? "the hooks are off because RESTKV_DISABLE is set"
+            : "this context has no KV pool: create it between llama_restkv_arm() and llama_restkv_disarm()");
+    }
+    return *kv;
+}
+
+uint32_t used_checked(const llama_kv_cache & kv) {
+    const auto & cells = kv.get_cells(0);
+    if (cells.used_max_p1() != cells.get_used()) {
+        throw llama_restkv_error(LLAMA_RESTKV_FAILED, "slots in use are not dense: "
+            + std::to_string(cells.get_used()) + " used, highest " + std::to_string(cells.used_max_p1()));
+    }
+    return cells.get_used();
+}
+
+llama_restkv_layer & layer_checked(llama_restkv_pool & pool, int32_t i) {
+    if (i < 0 || (size_t) i >= pool.layers.size()) {
+        throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "layer " + std::to_string(i) + " is not below " + std::to_string(pool.layers.size()));
+    }
+    return pool.layers[i];
+}
+
+void check_keep(const llama_restkv_pool & pool, uint32_t n_used, const int32_t * keep, int32_t n_keep) {
+    if (n_keep < 1 || (uint32_t) n_keep > n_used) {
+        throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n_keep = " + std::to_string(n_keep) + " is not in [1, " + std::to_string(n_used) + "]");
+    }
+    size_t i = 0;
+    for (const auto & layer : pool.layers) {
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            for (int32_t j = 0, prev = -1; j < n_keep; ++j, ++i) {
+                if (keep[i] <= prev || keep[i] >= (int32_t) n_used) {
+                    throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "layer " + std::to_string(layer.il) + " head " + std::to_string(h)
+                        + ": keep[" + std::to_string(j) + "] = " + std::to_string(keep[i]) + " is not in ("
+                        + std::to_string(prev) + ", " + std::to_string(n_used) + ")");
+                }
+                prev = keep[i];
+            }
+        }
+    }
+}
+
+// host copy of the used rows as float32
+void read_rows(const ggml_tensor * pool, const llama_restkv_layer & layer, uint32_t n_used, float * out) {
+    const auto * traits = ggml_get_type_traits(pool->type);
+    std::vector<uint8_t> raw(n_used*pool->nb[1]);
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h, out += n_used*pool->ne[0]) {
+        ggml_backend_tensor_get(pool, raw.data(), layer.segment[h]*pool->nb[1], raw.size());
+        if (pool->type == GGML_TYPE_F32) {
+            std::memcpy(out, raw.data(), raw.size());
+        } else {
+            traits->to_float(raw.data(), out, n_used*pool->ne[0]);
+        }
+    }
+}
+
+} // namespace
+
+uint32_t llama_restkv_armed() {
+    return disabled() ? 0 : armed;
+}
+
+// belongs to llama_kv_cache because cells and heads are private to it
+void llama_kv_cache::restkv_rewrite_cells(uint32_t n, llama_pos pos) {
+    auto & cells = v_cells[0];
+    cells.reset();
+    for (uint32_t i = 0; i < n; ++i) {
+        cells.pos_set(i, pos - llama_pos(n - 1 - i));
+        cells.seq_add(i, 0);
+    }
+    v_heads[0] = n;
+}
+
+llama_restkv_pool * llama_kv_cache_context::get_restkv() const {
+    return kv->get_restkv();
+}
+
+int32_t      llama_restkv_abi_version(void) { return LLAMA_RESTKV_ABI; }
+const char * llama_restkv_pin        (void) { return LLAMA_RESTKV_PIN; }
+int32_t      llama_restkv_enabled    (void) { return disabled() ? 0 : 1; }
+const char * llama_restkv_last_error (void) { return last_error.c_str(); }
+
+int32_t llama_restkv_arm(int32_t n_ring) {
+    return guarded([&]() -> int32_t {
+        if (n_ring < 1) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n_ring = " + std::to_string(n_ring) + " must be at least 1");
+        }
+        armed = n_ring;
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+void llama_restkv_disarm(void) {
+    armed = 0;
+}
+
+int32_t llama_restkv_attach(llama_context * ctx) {
+    return guarded([&]() -> int32_t {
+        const auto & kv = cache_checked(ctx);
+        if (!ctx->get_cparams().flash_attn) {
+            throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, "flash attention is off or the device has no kernel for this head size");
+        }
+        if (kv.get_n_seq_max() != 1) {
+            throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, "one sequence per context; n_seq_max = " + std::to_string(kv.get_n_seq_max()));
+        }
+        for (const auto * rows : { kv.get_restkv()->layers[0].pool_k, kv.get_restkv()->layers[0].pool_v }) {
+            if (rows->nb[1]%sizeof(int32_t) != 0) {
+                throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, std::string("rows of ") + ggml_type_name(rows->type) + " with head size "
+                    + std::to_string(rows->ne[0]) + " are " + std::to_string(rows->nb[1]) + " bytes, not whole 32-bit words");
+            }
+        }
+        {
+            // a freed context may have left its address to this one
+            std::lock_guard<std::mutex> lock(flags_mutex);
+            flags[ctx] = std::make_shared<abort_flag>();
+        }
+        ctx->set_abort_callback(abort_callback, flag_of(ctx).get());
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+void llama_restkv_abort(llama_context * ctx, bool abort) {
+    flag_of(ctx)->asked = abort;
+}
+
+int32_t llama_restkv_n_layer(const llama_context * ctx) {
+    return guarded([&] { return (int32_t) cache_checked(ctx).get_restkv()->layers.size(); });
+}
+
+int32_t llama_restkv_layer_info(const llama_context * ctx, int32_t i, int32_t * n_head, int32_t * n_head_kv, int32_t * head_dim_k, int32_t * head_dim_v) {
+    return guarded([&]() -> int32_t {
+        const auto & layer = layer_checked(*cache_checked(ctx).get_restkv(), i);
+        *n_head     = layer.n_head;
+        *n_head_kv  = layer.n_head_kv;
+        *head_dim_k = layer.pool_k->ne[0];
+        *head_dim_v = layer.pool_v->ne[0];
+        return layer.il;
+    });
+}
+
+int32_t llama_restkv_capacity(const llama_context * ctx) {
+    return guarded([&] { return (int32_t) cache_checked(ctx).get_restkv()->n_rows; });
+}
+
+int32_t llama_restkv_used(const llama_context * ctx) {
+    return guarded([&] { return (int32_t) used_checked(cache_checked(ctx)); });
+}
+
+int64_t llama_restkv_bytes(const llama_context * ctx, int32_t kind) {
+    int64_t res = 0;
+    const int32_t status = guarded([&]() -> int32_t {
+        const auto & pool = *cache_checked(ctx).get_restkv();
+        switch (kind) {
+            case LLAMA_RESTKV_BYTES_K:       res = pool.bytes_k;       break;
+            case LLAMA_RESTKV_BYTES_V:       res = pool.bytes_v;       break;
+            case LLAMA_RESTKV_BYTES_SCORING: res = pool.bytes_scoring; break;
+            case LLAMA_RESTKV_BYTES_OTHER:
+                for (const auto & [buft, size] : ctx->get_memory()->memory_breakdown()) {
+                    res += size;
+                }
+                break;
+            default:
+                throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "kind = " + std::to_string(kind) + " is not a llama_restkv_bytes_kind");
+        }
+        return LLAMA_RESTKV_OK;
+    });
+    return status == LLAMA_RESTKV_OK ? res : status;
+}
+
+int32_t llama_restkv_v_rotated(const llama_context * ctx) {
+    return guarded([&]() -> int32_t {
+        // the cache creates a rotation input exactly when it stores V rotated
+        ggml_init_params params = { ggml_tensor_overhead(), nullptr, true };
+        ggml_context_ptr tmp(ggml_init(params));
+        return cache_checked(ctx).build_input_v_rot(tmp.get()) ? 1 : 0;
+    });
+}
+
+int32_t llama_restkv_n_observed(const llama_context * ctx) {
+    return guarded([&] {
+        const auto & kv = cache_checked(ctx);
+        return (int32_t) kv.get_restkv()->window_rows(used_checked(kv), kv.get_restkv()->n_ring).size();
+    });
+}
+
+void llama_restkv_forget_queries(llama_context * ctx) {
+    guarded([&]() -> int32_t {
+        cache_checked(ctx).get_restkv()->forget_queries();
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_set_factors(llama_context * ctx, int32_t i, const float * factors) {
+    return guarded([&]() -> int32_t {
+        auto * cur = layer_checked(*cache_checked(ctx).get_restkv(), i).factors;
+        ggml_backend_tensor_set(cur, factors, 0, ggml_nbytes(cur));
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_score(
+        llama_context * ctx,
+        int32_t flags, int32_t n_window, int32_t n_weights, const float * weights,
+        float tau, int32_t top_k, const float * positions,
+        float * attention, float * metric, float * drift) {
+    return guarded([&]() -> int32_t {
+        const auto & kv = cache_checked(ctx);
+        auto & pool = *kv.get_restkv();
+        const uint32_t n_used = used_checked(kv);
+        const int32_t n_observed = pool.window_rows(n_used, pool.n_ring).size();
+        if (n_window < 1 || n_window > n_observed) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n_window = " + std::to_string(n_window)
+                + " is not in [1, " + std::to_string(n_observed) + "], the observed queries");
+        }
+        const bool reduce_max = flags & LLAMA_RESTKV_REDUCE_MAX;
+        if (n_weights < 0 || (n_weights == 0 && !(flags & LLAMA_RESTKV_MAX)) || (reduce_max && !(flags & LLAMA_RESTKV_MAX))) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "no reduction over the window was asked for");
+        }
+        if ((flags & LLAMA_RESTKV_DRIFT) && (top_k < 1 || !positions || !drift)) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "drift needs top_k >= 1 and positions");
+        }
+        llama_restkv_score_layers(ctx, pool, n_used,
+            { flags, n_window, n_weights, weights, tau, top_k, positions, attention, metric, drift });
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_compact(llama_context * ctx, const int32_t * keep, int32_t n_keep, const int32_t * shift, llama_pos pos) {
+    return guarded([&]() -> int32_t {
+        auto & kv = cache_checked(ctx);
+        auto & pool = *kv.get_restkv();
+        const uint32_t n_used = used_checked(kv);
+        check_keep(pool, n_used, keep, n_keep);
+        if (shift && ggml_is_quantized(pool.type_k)) {
+            throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, std::string("keys of type ") + ggml_type_name(pool.type_k)
+                + " cannot be rotated again and again: rounding adds up");
+        }
+        if (pos < n_keep - 1) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "pos = " + std::to_string(pos) + " leaves no room for " + std::to_string(n_keep) + " rows");
+        }
+        const auto flag = flag_of(ctx);
+        flag->held = true;
+        try {
+            llama_restkv_compact_layers(ctx, pool, n_used, keep, n_keep, shift);
+        } catch (...) {
+            flag->held = false;
+            throw;
+        }
+        flag->held = false;
+        kv.restkv_rewrite_cells(n_keep, pos);
+        pool.forget_queries(); // their slots, and with shift their rotation, are those of before
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_read(llama_context * ctx, int32_t i, int32_t tensor, int32_t n_window, float * out) {
+    return guarded([&]() -> int32_t {
+        const auto & kv = cache_checked(ctx);
+        auto & pool = *kv.get_restkv();
+        const auto & layer = layer_checked(pool, i);
+        const uint32_t n_used = used_checked(kv);
+        ctx->synchronize();
+        switch (tensor) {
+            case LLAMA_RESTKV_TENSOR_K: read_rows(layer.pool_k, layer, n_used, out); break;
+            case LLAMA_RESTKV_TENSOR_V: read_rows(layer.pool_v, layer, n_used, out); break;
+            case LLAMA_RESTKV_TENSOR_Q:
+                for (const int32_t row : pool.window_rows(n_used, n_window)) {
+                    ggml_backend_tensor_get(layer.ring, out, row*layer.ring->nb[1], layer.ring->nb[1]);
+                    out += layer.ring->ne[0];
+                }
+                break;
+            default:
+                throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "tensor = " + std::to_string(tensor) + " is not a llama_restkv_tensor");
+        }
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_attention_params(const llama_context * ctx, int32_t i, float * scale, float * softcap, int32_t * has_sinks) {
+    return guarded([&]() -> int32_t {
+        auto & pool = *cache_checked(ctx).get_restkv();
+        const auto & layer = layer_checked(pool, i);
+        *scale     = layer.scale;
+        *softcap   = pool.softcap;
+        *has_sinks = layer.sinks != nullptr;
+        return LLAMA_RESTKV_OK;
+    });
+}

@@ -1,0 +1,113 @@
+#pragma once
+
+// The C boundary of restkv: a llama.cpp KV cache whose rows can be scored and evicted per layer and KV head.
+//
+// A context created between llama_restkv_arm() and llama_restkv_disarm() keeps the K and V rows of its full-attention
+// layers in one pool per device, addressed as (layer, KV head) segments. The context owns the pool. Slot j of a segment
+// may hold another token than slot j of the next one: attention only needs every kept row visible and newer tokens
+// masked causally. After llama_restkv_compact() the cells carry dense placeholder positions that end at the newest
+// token, so that the next batch may start at seq_pos_max + 1; the caller keeps the true positions.
+//
+// Still safe afterwards: llama_decode, llama_memory_seq_rm of the tail, llama_memory_clear, seq_pos_min/max.
+// Refused: llama_state_*, K-shift, more than one sequence.
+//
+// Every entry returns 0 (or a count) when done and a negative status when it failed; llama_restkv_last_error() then
+// holds one line. No C++ exception crosses. Calls on one context must not overlap; llama_restkv_abort() may.
+
+#include "llama.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// raised whenever a signature or a meaning below changes; the Python package refuses another number
+#define LLAMA_RESTKV_ABI 1
+
+enum llama_restkv_status {
+    LLAMA_RESTKV_OK          =  0,
+    LLAMA_RESTKV_BAD_ARG     = -1, // nothing was changed
+    LLAMA_RESTKV_UNSUPPORTED = -2, // nothing was changed
+    LLAMA_RESTKV_FAILED      = -3, // compute failed: clear the cache before going on
+    LLAMA_RESTKV_ABORTED     = -4, // llama_restkv_abort() was called; nothing was changed
+};
+
+enum llama_restkv_bytes_kind {
+    LLAMA_RESTKV_BYTES_K       = 0,
+    LLAMA_RESTKV_BYTES_V       = 1,
+    LLAMA_RESTKV_BYTES_SCORING = 2, // observation rings and output factors
+    LLAMA_RESTKV_BYTES_OTHER   = 3, // caches outside the pool: sliding-window layers
+};
+
+enum llama_restkv_flags {
+    LLAMA_RESTKV_MAX        = 1 << 0, // one more attention row: the maximum over the window
+    LLAMA_RESTKV_AGGREGATE  = 1 << 1, // metric: ||(v_n - o) F|| for the one o = sum_n a_n v_n of the first attention row
+    LLAMA_RESTKV_PER_QUERY  = 1 << 2, // metric: a/(1-a) ||(v_n - o_q) F||^tau per query, then the first reduction
+    LLAMA_RESTKV_REDUCE_MAX = 1 << 3, // the first reduction is the maximum, not a weighted sum
+    LLAMA_RESTKV_PAST_ONLY  = 1 << 4, // o runs over the rows before the window only
+    LLAMA_RESTKV_DRIFT      = 1 << 5, // mean true position of each query's top_k keys
+};
+
+enum llama_restkv_tensor {
+    LLAMA_RESTKV_TENSOR_K = 0, // (n_head_kv, n_used, head_dim)
+    LLAMA_RESTKV_TENSOR_V = 1, // (n_head_kv, n_used, head_dim)
+    LLAMA_RESTKV_TENSOR_Q = 2, // (n_window, n_head, head_dim), oldest first
+};
+
+LLAMA_API int32_t      llama_restkv_abi_version(void);
+LLAMA_API const char * llama_restkv_pin(void);        // the llama-cpp-python release the sources came from
+LLAMA_API int32_t      llama_restkv_enabled(void);    // 0 when RESTKV_DISABLE is set: every hook is inert
+LLAMA_API const char * llama_restkv_last_error(void); // thread-local, never NULL
+
+// Contexts that this thread creates until disarm get a pool and a ring of n_ring observed queries.
+LLAMA_API int32_t llama_restkv_arm(int32_t n_ring);
+LLAMA_API void    llama_restkv_disarm(void);
+
+// 0 if ctx has a pool whose layers can be evicted, else why not. Sets the abort hook. Call once after creation.
+LLAMA_API int32_t llama_restkv_attach(struct llama_context * ctx);
+
+// Stops llama_decode (status 2) and llama_restkv_score within one graph node. Any thread may call it.
+LLAMA_API void llama_restkv_abort(struct llama_context * ctx, bool abort);
+
+LLAMA_API int32_t llama_restkv_n_layer (const struct llama_context * ctx);               // layers in the pool
+LLAMA_API int32_t llama_restkv_layer_info(const struct llama_context * ctx, int32_t i,     // model layer of pool layer i
+                                        int32_t * n_head, int32_t * n_head_kv, int32_t * head_dim_k, int32_t * head_dim_v);
+LLAMA_API int32_t llama_restkv_capacity(const struct llama_context * ctx);               // rows a segment can hold
+LLAMA_API int32_t llama_restkv_used    (const struct llama_context * ctx);               // rows in use, always slots [0, used)
+LLAMA_API int64_t llama_restkv_bytes   (const struct llama_context * ctx, int32_t kind); // allocated by the backends
+LLAMA_API int32_t llama_restkv_v_rotated (const struct llama_context * ctx);             // 1 if V rows are stored rotated
+LLAMA_API int32_t llama_restkv_n_observed(const struct llama_context * ctx);             // newest queries still valid
+LLAMA_API void    llama_restkv_forget_queries(struct llama_context * ctx);
+
+// The row-major (n_head, d_out, d_in) matrices that llama_restkv_score applies to values of pool layer i.
+LLAMA_API int32_t llama_restkv_set_factors(struct llama_context * ctx, int32_t i, const float * factors);
+
+// Attention of the newest n_window observed queries over all used rows, reduced over the window on the device.
+//   weights    (n_weights, n_window): linear reductions, oldest query first
+//   positions  (n_layer, n_head_kv, n_used): true positions, for DRIFT only, else NULL
+//   attention  (n_layer, n_weights + [MAX], n_head, n_used)
+//   metric     (n_layer, n_head, n_used) with AGGREGATE or PER_QUERY, else NULL
+//   drift      (n_layer, n_head, n_window) with DRIFT, else NULL
+LLAMA_API int32_t llama_restkv_score(
+        struct llama_context * ctx,
+        int32_t flags, int32_t n_window, int32_t n_weights, const float * weights,
+        float tau, int32_t top_k, const float * positions,
+        float * attention, float * metric, float * drift);
+
+// Survivors move down: slot j of (layer, head) becomes row keep[layer, head, j]. All layers or none.
+//   keep   (n_layer, n_head_kv, n_keep): ascending slots
+//   shift  same shape: positions to add to each surviving key's rotation, or NULL to leave keys as they are
+//   pos    position of the newest row afterwards
+LLAMA_API int32_t llama_restkv_compact(
+        struct llama_context * ctx, const int32_t * keep, int32_t n_keep, const int32_t * shift, llama_pos pos);
+
+// One tensor of pool layer i as float32, for the NumPy oracle. n_window counts only for Q.
+LLAMA_API int32_t llama_restkv_read(
+        struct llama_context * ctx, int32_t i, int32_t tensor, int32_t n_window, float * out);
+
+// What attention of pool layer i multiplies and bounds its logits with, as the model's graph passed it.
+LLAMA_API int32_t llama_restkv_attention_params(
+        const struct llama_context * ctx, int32_t i, float * scale, float * softcap, int32_t * has_sinks);
+
+#ifdef __cplusplus
+}
+#endif

@@ -42,7 +42,9 @@ def fetch_sdist(pin: dict[str, str], folder: Path) -> Path:
         subprocess.run([*command, f"{pin['name']}=={pin['version']}"], check=True)
     found = hashlib.sha256(sdist.read_bytes()).hexdigest()
     if found != pin["sha256"]:
-        sys.exit(f"{sdist} has sha256 {found}; patches/UPSTREAM asks for {pin['sha256']}: delete the file and try again")
+        sys.exit(
+            f"{sdist} has sha256 {found}; patches/UPSTREAM asks for {pin['sha256']}: delete the file and try again"
+        )
     return sdist
 
 
@@ -62,7 +64,9 @@ def unpack(sdist: Path, output: Path) -> None:
             with source, target.open("wb") as out:
                 shutil.copyfileobj(source, out)
             target.chmod(member.mode)
-            os.utime(target, (member.mtime, member.mtime))  # a new unpacking rebuilds nothing that did not change
+            os.utime(
+                target, (member.mtime, member.mtime)
+            )  # a new unpacking rebuilds nothing that did not change
 
 
 def apply(patch: Path, output: Path) -> None:
@@ -72,14 +76,18 @@ def apply(patch: Path, output: Path) -> None:
     parsed = patch_ng.fromfile(str(patch))
     if not parsed or not parsed.apply(root=str(output), fuzz=False):
         pin = read_pin()
-        sys.exit(f"{patch.name} does not apply to {pin['name']} {pin['version']}: regenerate it against this pin")
+        sys.exit(
+            f"{patch.name} does not apply to {pin['name']} {pin['version']}: regenerate it against this pin"
+        )
 
 
 def prepare(output: Path, downloads: Path, *, patched: bool = True) -> None:
     """Fill ``output`` with the pinned llama.cpp, patched unless told otherwise; do nothing if it is there already."""
     pin = read_pin()
     series = read_series() if patched else []
-    state = hashlib.sha256(repr(pin).encode() + b"".join(patch.read_bytes() for patch in series)).hexdigest()
+    state = hashlib.sha256(
+        repr(pin).encode() + b"".join(patch.read_bytes() for patch in series)
+    ).hexdigest()
     stamp = output / ".restkv-state"
     if stamp.exists() and stamp.read_text() == state:
         return
@@ -95,6 +103,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, help="folder to fill with the source tree")
     parser.add_argument("--downloads", type=Path, required=True, help="folder that keeps the sdist")
-    parser.add_argument("--stock", action="store_true", help="leave the series out: the unpatched sources")
+    parser.add_argument(
+        "--stock", action="store_true", help="leave the series out: the unpatched sources"
+    )
     options = parser.parse_args()
     prepare(options.output, options.downloads, patched=not options.stock)

@@ -1,5 +1,4 @@
-// Contractions over the observed queries as ggml graphs. ggml multiplies over dimension 0 only, so a reduction over
-// another dimension is a transposed copy and a matrix product, which every backend has.
+// Contractions over the observed queries as ggml graphs.
 
 #include "llama-restkv-score.h"
 #include "llama-restkv-run.h"
@@ -19,8 +18,8 @@ struct window {
 
     ggml_tensor * rows;    // I32 [n_window]            ring rows, oldest first
     ggml_tensor * mask;    // F32 [n_used, n_window]    causal
-    ggml_tensor * weights; // F32 [n_window, n_weights]
-    ggml_tensor * past;    // F32 [n_used]              1 before the window, else 0; null: every row counts
+    ggml_tensor * weights; // F32 [n_weights, n_window, n_head], the same for each head
+    ggml_tensor * past;    // F32 [1, n_used]           1 before the window, else 0; null: every row counts
 };
 
 ggml_tensor * segment_used(ggml_context * ctx, ggml_tensor * pool, const llama_restkv_layer & layer, uint32_t n_rows, uint32_t n_used) {
@@ -30,6 +29,17 @@ ggml_tensor * segment_used(ggml_context * ctx, ggml_tensor * pool, const llama_r
 
 ggml_tensor * transpose(ggml_context * ctx, ggml_tensor * cur) {
     return ggml_cont(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3));
+}
+
+// sum over dimension 1: a [m, k, n_head or n_head_kv], b [n, k, n_head] -> [m, n, n_head]
+// An outer product needs no transposed copies; a matrix product is what every backend has.
+ggml_tensor * contract(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * a, ggml_tensor * b) {
+    ggml_tensor * cur = ggml_out_prod(ctx, a, b);
+    auto * dev = ggml_backend_buft_get_device(layer.buft); // null: host memory, where the CPU has every operation
+    if (!dev || ggml_backend_dev_supports_op(dev, cur)) {
+        return cur;
+    }
+    return ggml_mul_mat(ctx, transpose(ctx, a), transpose(ctx, b));
 }
 
 // softmax(QK') of the window: F32 [n_used, n_window, n_head]
@@ -55,8 +65,8 @@ ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & poo
 
 // values and their images under the output factors, laid out for one query head after the other of a group
 struct values {
-    ggml_tensor * transposed; // F32 [n_used, head_dim, n_head_kv]
-    ggml_tensor * image;      // F32 [head_dim, n_gqa, n_used, n_head_kv]
+    ggml_tensor * plain; // F32 [head_dim, n_used, n_head_kv]
+    ggml_tensor * image; // F32 [head_dim, n_gqa, n_used, n_head_kv]
 };
 
 values project_values(ggml_context * ctx, const llama_restkv_pool & pool, const llama_restkv_layer & layer, const window & win) {
@@ -64,16 +74,16 @@ values project_values(ggml_context * ctx, const llama_restkv_pool & pool, const 
 
     ggml_tensor * v = ggml_cast(ctx, segment_used(ctx, layer.pool_v, layer, pool.n_rows, win.n_used), GGML_TYPE_F32);
     ggml_tensor * image = ggml_mul_mat(ctx, layer.factors, v);
-    return { transpose(ctx, v), ggml_reshape_4d(ctx, image, head_dim, layer.n_gqa, win.n_used, layer.n_head_kv) };
+    return { v, ggml_reshape_4d(ctx, image, head_dim, layer.n_gqa, win.n_used, layer.n_head_kv) };
 }
 
-// images of weighted value means: attn [n_used, n, n_head] -> [head_dim, n, n_head]
+// images of attention outputs: attn [n, n_used, n_head] -> [head_dim, n, n_head]
 ggml_tensor * project_outputs(ggml_context * ctx, const llama_restkv_layer & layer, const values & val, ggml_tensor * attn, const window & win) {
     const int64_t head_dim = layer.pool_v->ne[0];
     if (win.past) {
         attn = ggml_mul(ctx, attn, win.past);
     }
-    ggml_tensor * o = ggml_mul_mat(ctx, val.transposed, attn);
+    ggml_tensor * o = contract(ctx, layer, val.plain, attn);
     return ggml_mul_mat(ctx, ggml_reshape_3d(ctx, layer.factors, head_dim, head_dim, layer.n_head), o);
 }
 
@@ -94,7 +104,7 @@ ggml_tensor * indicator(ggml_context * ctx, const llama_restkv_layer & layer, co
     // 1 - a is clamped: float32 has no digits left below, and a == 1 must stay finite
     ggml_tensor * rest = ggml_clamp(ctx, ggml_scale_bias(ctx, attn, -1.0f, 1.0f), 1e-6f, 1.0f);
     ggml_tensor * odds = ggml_div(ctx, attn, rest);
-    ggml_tensor * z    = project_outputs(ctx, layer, val, attn, win);
+    ggml_tensor * z    = project_outputs(ctx, layer, val, transpose(ctx, attn), win);
 
     ggml_tensor * acc = nullptr;
     for (uint32_t w = 0; w < win.n_window; ++w) {
@@ -186,6 +196,16 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
             mask[w*n_used + j] = j <= slots[w] ? 0.0f : -INFINITY;
         }
     }
+    uint32_t n_head_max = 0;
+    for (const auto & layer : pool.layers) {
+        n_head_max = std::max(n_head_max, layer.n_head);
+    }
+    std::vector<float> weights(size_t(n_head_max)*n_window*args.n_weights);
+    for (size_t i = 0; i < weights.size(); ++i) {
+        const size_t r = i%args.n_weights;
+        const size_t w = i/args.n_weights%n_window;
+        weights[i] = args.weights[r*n_window + w];
+    }
     std::vector<float> past(n_used, 1.0f);
     std::fill(past.end() - n_window, past.end(), 0.0f);
 
@@ -197,7 +217,7 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
 
     struct layer_out {
         const llama_restkv_layer * layer;
-        std::vector<float> linear;  // (n_head, n_used, n_weights)
+        std::vector<float> linear;  // (n_head, n_weights, n_used)
         std::vector<float> maximum; // (n_head, n_used)
         std::vector<float> metric;  // AGGREGATE (n_head_kv, n_used, n_gqa), PER_QUERY (n_head, n_used)
         std::vector<float> drift;   // (n_head, n_window)
@@ -214,8 +234,8 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
         win.n_window = n_window;
         win.rows     = run.input(GGML_TYPE_I32, rows.data(), n_window);
         win.mask     = run.input(GGML_TYPE_F32, mask.data(), n_used, n_window);
-        win.weights  = args.n_weights > 0 ? run.input(GGML_TYPE_F32, args.weights, n_window, args.n_weights) : nullptr;
-        win.past     = args.flags & LLAMA_RESTKV_PAST_ONLY ? run.input(GGML_TYPE_F32, past.data(), n_used) : nullptr;
+        win.weights  = args.n_weights > 0 ? run.input(GGML_TYPE_F32, weights.data(), args.n_weights, n_window, n_head_max) : nullptr;
+        win.past     = args.flags & LLAMA_RESTKV_PAST_ONLY ? run.input(GGML_TYPE_F32, past.data(), 1, n_used) : nullptr;
 
         std::list<layer_out>  outs;
         std::list<drift_args> drifts;
@@ -226,17 +246,17 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
             out.layer = &layer;
 
             ggml_tensor * attn    = window_attention(c, pool, layer, win);
-            ggml_tensor * by_row  = transpose(c, attn); // [n_window, n_used, n_head]
-            ggml_tensor * linear  = nullptr;            // [n_weights, n_used, n_head]
-            ggml_tensor * maximum = nullptr;            // [1, n_used, n_head]
+            ggml_tensor * linear  = nullptr; // [n_used, n_weights, n_head]
+            ggml_tensor * maximum = nullptr; // [1, n_used, n_head]
 
             if (args.n_weights > 0) {
-                linear = ggml_mul_mat(c, win.weights, by_row);
+                linear = contract(c, layer, attn, ggml_view_3d(c, win.weights, args.n_weights, n_window, layer.n_head,
+                    win.weights->nb[1], win.weights->nb[2], 0));
                 out.linear.resize(ggml_nelements(linear));
                 run.output(linear, out.linear.data());
             }
             if (with_max) {
-                maximum = ggml_pool_2d(c, by_row, GGML_OP_POOL_MAX, n_window, 1, n_window, 1, 0, 0);
+                maximum = ggml_pool_2d(c, transpose(c, attn), GGML_OP_POOL_MAX, n_window, 1, n_window, 1, 0, 0);
                 out.maximum.resize(ggml_nelements(maximum));
                 run.output(maximum, out.maximum.data());
             }
@@ -246,8 +266,8 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
                 if (aggregate) {
                     ggml_tensor * a = args.flags & LLAMA_RESTKV_REDUCE_MAX ? maximum
                         : args.n_weights == 1 ? linear
-                        : ggml_cont(c, ggml_view_3d(c, linear, 1, n_used, layer.n_head, linear->nb[1], linear->nb[2], 0));
-                    a = ggml_reshape_3d(c, a, n_used, 1, layer.n_head);
+                        : ggml_cont(c, ggml_view_3d(c, linear, n_used, 1, layer.n_head, linear->nb[1], linear->nb[2], 0));
+                    a = ggml_reshape_3d(c, a, 1, n_used, layer.n_head);
                     metric = distance(c, layer, val, project_outputs(c, layer, val, a, win), win);
                 } else {
                     metric = indicator(c, layer, val, attn, win, args);
@@ -271,9 +291,10 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
             const auto & layer = *out.layer;
             const size_t n = size_t(layer.n_head)*n_used;
 
-            for (int32_t r = 0; r < args.n_weights; ++r, i_attn += n) {
-                for (size_t j = 0; j < n; ++j) {
-                    args.attention[i_attn + j] = out.linear[j*args.n_weights + r];
+            for (int32_t r = 0; r < args.n_weights; ++r) {
+                for (uint32_t h = 0; h < layer.n_head; ++h, i_attn += n_used) {
+                    const float * src = out.linear.data() + (size_t(h)*args.n_weights + r)*n_used;
+                    std::copy(src, src + n_used, args.attention + i_attn);
                 }
             }
             if (with_max) {

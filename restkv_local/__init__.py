@@ -1,0 +1,26 @@
+"""Long-context chat and document QA with a bounded, scored KV cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from restkv_local.version import __version__
+
+if TYPE_CHECKING:
+    from restkv_local.config import Config
+    from restkv_local.errors import RestKVError
+    from restkv_local.llama import Llama
+    from restkv_local.session import ChatSession
+
+__all__ = ["ChatSession", "Config", "Llama", "RestKVError", "__version__"]
+
+_HOMES = {"ChatSession": "session", "Config": "config", "Llama": "llama", "RestKVError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    # Late: `restkv --help` must not wait for NumPy or the library.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"restkv_local.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

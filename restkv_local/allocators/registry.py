@@ -1,0 +1,27 @@
+"""Names of the allocators; the command line and the contract tests read this table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from restkv_local.allocators.base import Allocator
+from restkv_local.allocators.uniform import Uniform
+from restkv_local.errors import ConfigError
+
+ALLOCATORS: Final[dict[str, type[Allocator]]] = {
+    allocator.name: allocator for allocator in (Uniform,)
+}
+
+
+def make_allocator(name: str) -> Allocator:
+    """Build an allocator by name.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown.
+    """
+    if name not in ALLOCATORS:
+        known = ", ".join(ALLOCATORS)
+        raise ConfigError(f"allocation must be one of {known}; got allocation={name!r}")
+    return ALLOCATORS[name]()

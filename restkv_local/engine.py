@@ -1,0 +1,390 @@
+"""One sequence in a bounded cache: read chunk by chunk, evict before it is full, count everything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+
+from restkv_local.allocators.registry import make_allocator
+from restkv_local.config import Config, check_budget, parse_budget, resolve_budget
+from restkv_local.errors import ConfigError, NativeError
+from restkv_local.model_file import (
+    ModelShape,
+    kv_bytes_per_token,
+    supported_positions,
+    swa_cache_bytes,
+)
+from restkv_local.native import NativeContext
+from restkv_local.observe import observe_native, observe_nothing, observe_numpy
+from restkv_local.output_factors import fold_v_rotation, load_output_factors
+from restkv_local.planning import plan_eviction, protect_rows
+from restkv_local.policies.registry import make_policy
+from restkv_local.types import F32, I32, Observation
+
+# llama.cpp allocates and attends to rows in multiples of this.
+ROW_PAD = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far reading is: tokens processed of total, seconds so far, evictions so far."""
+
+    processed: int
+    total: int
+    seconds: float
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionEvent:
+    """One eviction: rows before and after per layer and KV head, and what it cost in milliseconds."""
+
+    seen: int
+    used: int
+    kept: int
+    score_ms: float
+    compact_ms: float
+    guide_ms: float
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the cache did since it was opened or cleared."""
+
+    seen: int = 0  # tokens that entered, probes not counted
+    peak: int = 0  # most rows in use at any moment, probes counted
+    events: int = 0
+    score_ms: float = 0.0
+    compact_ms: float = 0.0
+    guide_ms: float = 0.0
+
+
+class Engine:
+    """Reads and generates tokens of one sequence within a budget.
+
+    Parameters
+    ----------
+    native : NativeContext
+        A loaded model; the engine opens its context when it knows the prompt.
+    shape : ModelShape
+        Its header, already checked.
+    config : Config
+        Every option.
+    on_evict : callable, optional
+        Called with an :class:`EvictionEvent` after each eviction.
+
+    Raises
+    ------
+    ConfigError
+        If an option does not fit the model or another option.
+    """
+
+    def __init__(
+        self,
+        native: NativeContext,
+        shape: ModelShape,
+        config: Config,
+        on_evict: Callable[[EvictionEvent], None] | None = None,
+    ) -> None:
+        self.native = native
+        self.shape = shape
+        self.config = config
+        self.policy = make_policy(config.policy, config)
+        self._allocator = make_allocator(config.allocation)
+        self._on_evict = on_evict
+        if config.n_guide > config.n_ubatch:
+            raise ConfigError(
+                f"n_guide must be at most n_ubatch, the most tokens read at once; "
+                f"got n_guide={config.n_guide}, n_ubatch={config.n_ubatch}"
+            )
+        self.positions = config.positions
+        if self.positions == "auto":
+            # Compact answers best past the trained length; where keys cannot be re-rotated, original it is.
+            self.positions = "compact" if "compact" in self._supported() else "original"
+        self.budget = 0
+        self.n_pinned = 0
+        self.counters = Counters()
+        self._factors: dict[int, F32] = {}
+        # True positions of the rows in use: (n_layer, n_head_kv, capacity), valid up to `used`.
+        self._rows: I32 = np.zeros((0, 0, 0), np.int32)
+        self.used = 0
+
+    def _supported(self) -> tuple[str, ...]:
+        return supported_positions(self.shape, type_k=self.config.type_k)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a context exists."""
+        return self.native.capacity > 0
+
+    @property
+    def capacity(self) -> int:
+        """Rows a segment can hold."""
+        return self.native.capacity
+
+    @property
+    def true_positions(self) -> I32:
+        """True positions of the rows in use, shape (n_layer, n_head_kv, used): a view."""
+        return self._rows[:, :, : self.used]
+
+    # Opening
+
+    def open(self, n_prompt: int, n_predict: int, n_pinned: int) -> None:
+        """Make the cache for a prompt; a budget in rows or bytes keeps the one that is open.
+
+        Parameters
+        ----------
+        n_prompt, n_predict : int
+            Tokens to read and to generate at most (-1: unknown).
+        n_pinned : int
+            First tokens that no eviction may touch (the system prompt).
+
+        Raises
+        ------
+        ConfigError
+            If the budget does not hold what must stay, or the machine does not hold the cache.
+        """
+        config = self.config
+        n_guide = 0 if config.guide == "off" else config.n_guide
+        n_reserve = config.n_ubatch + n_guide
+        row_bytes = kv_bytes_per_token(self.shape, config.type_k, config.type_v)
+        spec = parse_budget(config.budget)
+        self.budget = resolve_budget(spec, row_bytes, n_reserve, n_prompt, ROW_PAD)
+        self.n_pinned = n_pinned
+        n_rows = self.budget + n_reserve
+        whole = n_prompt + (config.n_predict if n_predict < 0 else n_predict) + 1
+        if not self.policy.evicts:
+            n_rows = max(whole, n_rows)
+        else:
+            check_budget(
+                self.budget,
+                n_sink=config.n_sink,
+                n_recent=config.n_recent,
+                n_pinned=max(0, n_pinned - config.n_sink),
+            )
+            if config.prefill == "full":
+                n_rows = max(whole, n_rows)
+        n_rows = -(-n_rows // ROW_PAD) * ROW_PAD
+        if self.is_open and self.capacity == n_rows:
+            return
+        self._check_memory(n_rows, row_bytes)
+        self.native.open(
+            n_rows,
+            n_ring=max(config.n_obs, config.n_guide, 1),
+            n_ubatch=config.n_ubatch,
+            n_threads=config.n_threads or psutil.cpu_count(logical=False) or 1,
+            type_k=config.type_k,
+            type_v=config.type_v,
+        )
+        layers = self.native.layers
+        self._rows = np.zeros((len(layers), layers[0].n_head_kv, self.capacity), np.int32)
+        self.clear()
+        self._load_factors()
+
+    def _check_memory(self, n_rows: int, row_bytes: int) -> None:
+        need = n_rows * row_bytes + swa_cache_bytes(
+            self.shape, self.config.n_ubatch, self.config.type_k, self.config.type_v
+        )
+        free = psutil.virtual_memory().available
+        # On a GPU the backend refuses by itself; on a CPU the system would kill the process.
+        if self.config.n_gpu_layers == 0 and need > free:
+            raise ConfigError(
+                f"{n_rows} rows need {need / 2**30:.1f} GiB for K and V but {free / 2**30:.1f} GiB are free; "
+                f"lower budget={self.config.budget} or quantise the cache (type_k, type_v = q8_0)"
+            )
+
+    def _load_factors(self) -> None:
+        request = self.policy.request(self.config.n_obs, 0, 1)
+        if request is None or request.distance == "none":
+            return
+        if request.project:
+            source: Iterator[tuple[int, F32]] = load_output_factors(self.shape)
+        else:
+            identity = np.eye(self.native.layers[0].head_dim_v, dtype=np.float32)
+            source = (
+                (layer.il, np.broadcast_to(identity, (layer.n_head, *identity.shape)))
+                for layer in self.native.layers
+            )
+        for i, (il, factors) in enumerate(source):
+            assert il == self.native.layers[i].il
+            if self.native.v_rotated and request.project:
+                factors = fold_v_rotation(factors)
+            self.native.set_factors(i, factors)
+            if self.config.scoring == "numpy":
+                self._factors[i] = factors
+
+    def clear(self) -> None:
+        """Forget the sequence; the memory stays."""
+        self.native.clear()
+        self.used = 0
+        self.counters = Counters()
+
+    # Reading
+
+    def read(
+        self,
+        tokens: Sequence[int],
+        *,
+        guide: Sequence[int] = (),
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """Read a prompt within the budget; logits of its last token are ready afterwards.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            Tokens that follow what the cache holds.
+        guide : sequence of int
+            The end of the prompt that says what matters: read as a probe before each eviction, so that the
+            queries of the question choose the rows. Empty: the newest queries choose.
+        on_progress : callable, optional
+            Called after each chunk.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            On Ctrl-C. The chunks read so far stay: ``counters.seen`` tells how many tokens.
+        """
+        start = time.perf_counter()
+        evicting = self.policy.evicts and self.config.prefill == "bounded"
+        guide = list(guide)[-self.config.n_guide :] if self.config.n_guide else []
+        for first in range(0, len(tokens), self.config.n_ubatch):
+            chunk = list(tokens[first : first + self.config.n_ubatch])
+            if evicting and self.used + len(chunk) + len(guide) > self.capacity:
+                self._evict_guided(guide)
+            self._decode(chunk)
+            if on_progress is not None:
+                seconds = time.perf_counter() - start
+                done = first + len(chunk)
+                on_progress(Progress(done, len(tokens), seconds, self.counters.events))
+        # The prompt's own newest queries are the guide now: no probe is needed.
+        if self.policy.evicts and self.used > self.budget:
+            self._evict(self._n_window(len(guide) or self.config.n_obs))
+
+    def step(self, token: int) -> None:
+        """Append one generated token; evict first if the room for an answer is used up."""
+        limit = self.capacity
+        if self.policy.evicts:
+            limit = min(limit, self.budget + self.config.n_ubatch)
+            if self.used + 1 > limit:
+                self._evict(self._n_window(self.config.n_obs))
+        self._decode([token])
+
+    def _decode(self, tokens: list[int], *, probe: bool = False) -> None:
+        self.native.decode(tokens)
+        seen = self.counters.seen
+        n = len(tokens)
+        self._rows[:, :, self.used : self.used + n] = np.arange(seen, seen + n, dtype=np.int32)
+        self.used += n
+        self.counters.peak = max(self.counters.peak, self.used)
+        if not probe:
+            self.counters.seen += n
+
+    def _n_window(self, wanted: int) -> int:
+        n_observed = self.native.n_observed
+        if n_observed == 0:
+            raise NativeError("no observed query is valid: read tokens before evicting")
+        return min(wanted, n_observed)
+
+    # Evicting
+
+    def _evict_guided(self, guide: list[int]) -> None:
+        if not guide or self.policy.request(len(guide), 0, 1) is None:
+            self._evict(self._n_window(self.config.n_obs))
+            return
+        start = time.perf_counter()
+        self._decode(guide, probe=True)
+        guide_ms = (time.perf_counter() - start) * 1e3
+        try:
+            self._evict(len(guide), n_probe=len(guide), guide_ms=guide_ms)
+        except KeyboardInterrupt:
+            self._drop_probe(len(guide))
+            raise
+
+    def _drop_probe(self, n_probe: int) -> None:
+        self.native.remove_tail(n_probe)
+        self.used -= n_probe
+
+    def _evict(self, n_window: int, *, n_probe: int = 0, guide_ms: float = 0.0) -> None:
+        """Score all rows by the newest ``n_window`` queries, drop the probe, keep ``budget`` rows."""
+        config, counters = self.config, self.counters
+        start = time.perf_counter()
+        n_rows = self.used - n_probe
+        observations = self._observe(n_window, n_rows)
+        scores = [self.policy.score(observation)[:, :n_rows] for observation in observations]
+        n_layer, n_head_kv = self._rows.shape[:2]
+        allocation = self._allocator.allocate(self.budget, n_layer, n_head_kv, scores)
+        protected = protect_rows(
+            n_rows,
+            n_sink=config.n_sink if self.policy.keeps_sinks else 0,
+            n_recent=config.n_recent,
+            n_pinned=max(0, self.n_pinned - (config.n_sink if self.policy.keeps_sinks else 0)),
+        )
+        plan = plan_eviction(scores, allocation, protected)
+        keep = plan.as_array()
+        score_ms = (time.perf_counter() - start) * 1e3
+
+        start = time.perf_counter()
+        if n_probe:
+            self._drop_probe(n_probe)
+        n_keep = keep.shape[-1]
+        position, shift = self.native.position, None
+        if self.positions == "compact":
+            position = n_keep - 1
+            shift = np.arange(n_keep, dtype=np.int32) - keep
+        used = self.used
+        self.native.compact(keep, shift, position)
+        self._rows[:, :, :n_keep] = np.take_along_axis(self._rows, keep, axis=-1)
+        self.used = n_keep
+        compact_ms = (time.perf_counter() - start) * 1e3
+
+        counters.events += 1
+        counters.score_ms += score_ms
+        counters.compact_ms += compact_ms
+        counters.guide_ms += guide_ms
+        if self._on_evict is not None:
+            event = EvictionEvent(counters.seen, used, n_keep, score_ms, compact_ms, guide_ms)
+            self._on_evict(event)
+
+    def _observe(self, n_window: int, n_rows: int) -> list[Observation]:
+        positions = self.true_positions
+        event = self.counters.events
+        n_select = max(1, self.budget - self.config.n_recent)
+        request = self.policy.request(n_window, int(positions.max()), min(n_select, n_rows))
+        if request is None:
+            return observe_nothing(positions, event)
+        if self.config.scoring == "numpy":
+            factors = self._factors.__getitem__
+            return observe_numpy(self.native, request, n_window, positions, event, factors)
+        return observe_native(self.native, request, n_window, positions, event)
+
+    # Reporting
+
+    def kv_report(self) -> dict[str, Any]:
+        """Return the ``kv`` object of the JSON report."""
+        counters = self.counters
+        row_bytes = kv_bytes_per_token(self.shape, self.config.type_k, self.config.type_v)
+        allocated = self.native.bytes()
+        return {
+            "policy": self.config.policy,
+            "allocation": self.config.allocation,
+            "prefill": self.config.prefill,
+            "positions": self.positions,
+            "budget": self.budget,
+            "capacity": self.capacity,
+            "peak": counters.peak,
+            "seen": counters.seen,
+            "kept": self.used,
+            "evicted": counters.seen - self.used,
+            "events": counters.events,
+            "score_ms": round(counters.score_ms, 3),
+            "compact_ms": round(counters.compact_ms, 3),
+            "guide_ms": round(counters.guide_ms, 3),
+            "bytes": allocated["k"] + allocated["v"] + allocated["other"],
+            "bytes_full": counters.seen * row_bytes + allocated["other"],
+        }

@@ -1,0 +1,55 @@
+"""The errors a user may need to read, each as one line.
+
+::
+
+    RestKVError
+    ├── ConfigError (ValueError)
+    ├── InputError
+    ├── ModelError
+    │   └── UnsupportedModelError
+    ├── PlanError
+    └── NativeError
+        ├── LibraryNotFoundError
+        ├── AbiMismatchError
+        └── CacheFullError
+"""
+
+
+class RestKVError(Exception):
+    """Anything a user may need to read."""
+
+
+class ConfigError(RestKVError, ValueError):
+    """An option is out of bounds: its name, its value, the rule."""
+
+
+class InputError(RestKVError):
+    """A document or a prompt cannot be read: empty, missing, or not UTF-8."""
+
+
+class ModelError(RestKVError):
+    """The GGUF file cannot be opened or read."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model was opened, but its cache cannot be evicted as asked."""
+
+
+class PlanError(RestKVError):
+    """No plan can meet the request, or a plan does not fit the cache."""
+
+
+class NativeError(RestKVError):
+    """A call into the native library failed: function, status, native message."""
+
+
+class LibraryNotFoundError(NativeError):
+    """The native library is missing: where it was looked for, how to build it."""
+
+
+class AbiMismatchError(NativeError):
+    """Library and package disagree: both numbers and the path."""
+
+
+class CacheFullError(NativeError):
+    """No free rows are left for the next batch."""

@@ -1,0 +1,123 @@
+"""One typed binding per function of patches/src/llama-restkv.h, the prototype as a comment."""
+
+from __future__ import annotations
+
+import ctypes as C
+from typing import Any
+
+import numpy as np
+
+from restkv_local.errors import NativeError
+
+I32_IN = np.ctypeslib.ndpointer(np.int32, flags="C_CONTIGUOUS")
+F32_ARRAY = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
+I32_OUT = C.POINTER(C.c_int32)
+F32_OUT = C.POINTER(C.c_float)
+
+# llama_restkv_flags
+MAX = 1 << 0
+AGGREGATE = 1 << 1
+PER_QUERY = 1 << 2
+REDUCE_MAX = 1 << 3
+PAST_ONLY = 1 << 4
+DRIFT = 1 << 5
+
+# llama_restkv_bytes_kind
+BYTES_K, BYTES_V, BYTES_SCORING, BYTES_OTHER = range(4)
+
+# llama_restkv_tensor
+TENSOR_K, TENSOR_V, TENSOR_Q = range(3)
+
+ABORTED = -4
+
+
+def optional(array_type: Any) -> Any:
+    """Return ``array_type`` with None allowed, for a pointer that may be NULL."""
+
+    class Optional(array_type):  # type: ignore[misc]
+        @classmethod
+        def from_param(cls, value: Any) -> Any:
+            return None if value is None else array_type.from_param(value)
+
+    return Optional
+
+
+F32_OR_NULL = optional(F32_ARRAY)
+I32_OR_NULL = optional(I32_IN)
+
+
+class Bindings:
+    """The functions of llama-restkv.h; a negative status becomes :class:`NativeError`."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        library.llama_restkv_last_error.restype = C.c_char_p
+        ctx = C.c_void_p
+
+        # int32_t llama_restkv_arm(int32_t n_ring);
+        self.arm = self._checked("arm", C.c_int32)
+        # void llama_restkv_disarm(void);
+        self.disarm = self._void("disarm")
+        # int32_t llama_restkv_attach(struct llama_context * ctx);
+        self.attach = self._checked("attach", ctx)
+        # void llama_restkv_abort(struct llama_context * ctx, bool abort);
+        self.abort = self._void("abort", ctx, C.c_bool)
+        # int32_t llama_restkv_n_layer(const struct llama_context * ctx);
+        self.n_layer = self._checked("n_layer", ctx)
+        # int32_t llama_restkv_layer_info(const struct llama_context * ctx, int32_t i,
+        #     int32_t * n_head, int32_t * n_head_kv, int32_t * head_dim_k, int32_t * head_dim_v);
+        self.layer_info = self._checked("layer_info", ctx, C.c_int32, *[I32_OUT] * 4)
+        # int32_t llama_restkv_capacity(const struct llama_context * ctx);
+        self.capacity = self._checked("capacity", ctx)
+        # int32_t llama_restkv_used(const struct llama_context * ctx);
+        self.used = self._checked("used", ctx)
+        # int64_t llama_restkv_bytes(const struct llama_context * ctx, int32_t kind);
+        self.bytes = self._checked("bytes", ctx, C.c_int32, result=C.c_int64)
+        # int32_t llama_restkv_v_rotated(const struct llama_context * ctx);
+        self.v_rotated = self._checked("v_rotated", ctx)
+        # int32_t llama_restkv_n_observed(const struct llama_context * ctx);
+        self.n_observed = self._checked("n_observed", ctx)
+        # void llama_restkv_forget_queries(struct llama_context * ctx);
+        self.forget_queries = self._void("forget_queries", ctx)
+        # int32_t llama_restkv_set_factors(struct llama_context * ctx, int32_t i, const float * factors);
+        self.set_factors = self._checked("set_factors", ctx, C.c_int32, F32_ARRAY)
+        # int32_t llama_restkv_score(struct llama_context * ctx, int32_t flags, int32_t n_window,
+        #     int32_t n_weights, const float * weights, float tau, int32_t top_k,
+        #     const float * positions, float * attention, float * metric, float * drift);
+        self.score = self._checked(
+            "score", ctx, *[C.c_int32] * 3, F32_ARRAY, C.c_float, C.c_int32,
+            F32_OR_NULL, F32_ARRAY, F32_OR_NULL, F32_OR_NULL,
+        )  # fmt: skip
+        # int32_t llama_restkv_compact(struct llama_context * ctx, const int32_t * keep,
+        #     int32_t n_keep, const int32_t * shift, llama_pos pos);
+        self.compact = self._checked("compact", ctx, I32_IN, C.c_int32, I32_OR_NULL, C.c_int32)
+        # int32_t llama_restkv_read(struct llama_context * ctx, int32_t i, int32_t tensor,
+        #     int32_t n_window, float * out);
+        self.read = self._checked("read", ctx, *[C.c_int32] * 3, F32_ARRAY)
+        # int32_t llama_restkv_attention_params(const struct llama_context * ctx, int32_t i,
+        #     float * scale, float * softcap, int32_t * has_sinks);
+        self.attention_params = self._checked(
+            "attention_params", ctx, C.c_int32, F32_OUT, F32_OUT, I32_OUT
+        )
+
+    def _checked(self, name: str, *types: Any, result: Any = C.c_int32) -> Any:
+        function = getattr(self._library, f"llama_restkv_{name}")
+        function.argtypes = types
+        function.restype = result
+
+        def call(*args: Any) -> int:
+            status: int = function(*args)
+            if status < 0:
+                raise NativeError(
+                    f"llama_restkv_{name} failed ({status}): "
+                    + self._library.llama_restkv_last_error().decode()
+                )
+            return status
+
+        return call
+
+    def _void(self, name: str, *types: Any) -> Any:
+        function = getattr(self._library, f"llama_restkv_{name}")
+        function.argtypes = types
+        function.restype = None
+        return function

@@ -1,0 +1,141 @@
+"""Find the patched library, have the llama-cpp-python bindings load it, and refuse any other."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from restkv_local.errors import AbiMismatchError, LibraryNotFoundError
+
+ABI = 1  # LLAMA_RESTKV_ABI of patches/src/llama-restkv.h
+
+_HOW_TO_BUILD = "build it with `make setup` or `pip install .`, or name one in RESTKV_LIBRARY"
+
+
+def library_folder() -> Path:
+    """Return the folder that holds libllama: ``RESTKV_LIBRARY`` (file or folder), else the package's own.
+
+    Raises
+    ------
+    LibraryNotFoundError
+        If there is none; the message names the places and says how to build it.
+    """
+    import restkv_local
+
+    if override := os.environ.get("RESTKV_LIBRARY"):
+        path = Path(override)
+        folders = [path.parent if path.is_file() else path]
+    else:
+        # An editable install has two folders: the sources and the built part in site-packages.
+        folders = [Path(entry) / "lib" for entry in restkv_local.__path__]
+    for folder in folders:
+        if any(folder.glob("*llama.*")):
+            return folder.resolve()
+    looked = ", ".join(str(folder) for folder in folders)
+    raise LibraryNotFoundError(f"no patched llama library in {looked}: {_HOW_TO_BUILD}")
+
+
+@functools.cache
+def load() -> ModuleType:
+    """Return the module ``llama_cpp.llama_cpp`` bound to the patched library.
+
+    Raises
+    ------
+    LibraryNotFoundError
+        If the library is missing or cannot be loaded.
+    AbiMismatchError
+        If llama_cpp was imported before with another library, or the library belongs to another version.
+    """
+    folder = library_folder()
+    if "llama_cpp" in sys.modules:
+        loaded = sys.modules["llama_cpp.llama_cpp"]
+        if not hasattr(loaded._lib, "llama_restkv_abi_version"):
+            raise AbiMismatchError(
+                "llama_cpp is already imported with the stock library: import restkv_local first, "
+                f"or set LLAMA_CPP_LIB_PATH={folder} before python starts"
+            )
+    else:
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
+        try:
+            loaded = import_module("llama_cpp.llama_cpp")
+        except (OSError, RuntimeError, FileNotFoundError, AttributeError) as error:
+            sys.modules.pop("llama_cpp", None)
+            raise LibraryNotFoundError(f"cannot load {folder}: {error}: {_HOW_TO_BUILD}") from error
+    check_abi(loaded._lib, folder)
+    return loaded
+
+
+def check_abi(library: Any, folder: Path) -> None:
+    """Compare the library's ABI number with the package's."""
+    try:
+        found = library.llama_restkv_abi_version()
+    except AttributeError as error:
+        raise AbiMismatchError(
+            f"{folder} holds an unpatched llama library, without llama_restkv_*: {_HOW_TO_BUILD}"
+        ) from error
+    if found != ABI:
+        raise AbiMismatchError(
+            f"{folder} has restkv ABI {found}; this package needs ABI {ABI}: {_HOW_TO_BUILD}"
+        )
+
+
+def library_info() -> dict[str, Any]:
+    """Return the facts a bug report needs.
+
+    Returns
+    -------
+    dict
+        ``path``, ``abi``, ``pin``, ``version`` (of the bindings), ``system_info``, ``hooks_enabled`` and
+        ``devices``: a list of ``name``, ``description``, ``memory_free`` and ``memory_total`` (bytes).
+    """
+    from importlib.metadata import version
+
+    llama = load()
+    library = llama._lib
+    library.llama_restkv_pin.restype = ctypes.c_char_p
+    llama.llama_backend_init()
+    return {
+        "path": str(library_folder()),
+        "abi": library.llama_restkv_abi_version(),
+        "pin": library.llama_restkv_pin().decode(),
+        "version": version("llama-cpp-python"),
+        "system_info": llama.llama_print_system_info().decode().strip(),
+        "hooks_enabled": bool(library.llama_restkv_enabled()),
+        "devices": _devices(),
+    }
+
+
+def _devices() -> list[dict[str, Any]]:
+    folder = library_folder()
+    # ggml's device list lives in a library of its own that libllama has already loaded.
+    name = next(path for path in folder.iterdir() if path.stem in ("libggml", "ggml"))
+    base = next(path for path in folder.iterdir() if path.stem in ("libggml-base", "ggml-base"))
+    ggml, ggml_base = ctypes.CDLL(str(name)), ctypes.CDLL(str(base))
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    for function in (ggml_base.ggml_backend_dev_name, ggml_base.ggml_backend_dev_description):
+        function.restype = ctypes.c_char_p
+        function.argtypes = [ctypes.c_void_p]
+    size = ctypes.POINTER(ctypes.c_size_t)
+    ggml_base.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size, size]
+    devices = []
+    for i in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(i)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        ggml_base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        devices.append(
+            {
+                "name": ggml_base.ggml_backend_dev_name(device).decode(),
+                "description": ggml_base.ggml_backend_dev_description(device).decode(),
+                "memory_free": free.value,
+                "memory_total": total.value,
+            }
+        )
+    return devices

@@ -1,0 +1,460 @@
+"""One model, one context with a KV pool, and every native call made on them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from restkv_local.errors import CacheFullError, ModelError, NativeError
+from restkv_local.native import _bindings, _library
+from restkv_local.types import F32, I32
+
+T = TypeVar("T")
+
+# How long the main thread sleeps between looks for Ctrl-C; it bounds the reaction on systems whose locks
+# cannot be interrupted.
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """One layer of the pool: model layer ``il``, its head counts and head sizes."""
+
+    il: int
+    n_head: int
+    n_head_kv: int
+    head_dim_k: int
+    head_dim_v: int
+
+
+class NativeContext:
+    """A loaded model and, once opened, one context whose full-attention layers keep their rows in a pool.
+
+    Parameters
+    ----------
+    path : Path
+        GGUF file; check it with ``model_file.read_model`` first, llama.cpp aborts on some broken ones.
+    n_gpu_layers : int
+        Layers whose weights and rows live on the GPU; -1 for all.
+    verbose : bool
+        Show llama.cpp's log on stderr.
+
+    Raises
+    ------
+    ModelError
+        If llama.cpp cannot load the model.
+    """
+
+    def __init__(self, path: Path, *, n_gpu_layers: int = 0, verbose: bool = False) -> None:
+        self._llama = _library.load()
+        self._restkv = _bindings.Bindings(self._llama._lib)
+        self._log = _Log(self._llama, verbose)
+        # Native calls run on one worker thread: the main thread stays free to see Ctrl-C.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="restkv")
+        self._ctx: Any = None
+        self._model: Any = None
+        self._model = self._load_model(path, n_gpu_layers)
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        self.n_vocab: int = self._llama.llama_vocab_n_tokens(self._vocab)
+        self.capacity = 0
+        self.layers: list[LayerInfo] = []
+        self.v_rotated = False
+
+    def open(
+        self, n_rows: int, *, n_ring: int, n_ubatch: int, n_threads: int, type_k: str, type_v: str
+    ) -> None:
+        """Make an empty context; one that was open before is freed first.
+
+        Parameters
+        ----------
+        n_rows : int
+            Rows per segment. llama.cpp rounds up to a multiple of 256: ``capacity`` says what it became.
+        n_ring : int
+            Observed queries kept per layer.
+        n_ubatch : int
+            Most tokens that one decode takes.
+
+        Raises
+        ------
+        NativeError
+            If the context or its pool cannot be made.
+        """
+        self._free_context()
+        self._ctx = self._make_context(n_rows, n_ring, n_ubatch, n_threads, type_k, type_v)
+        self._memory = self._llama.llama_get_memory(self._ctx)
+        self.capacity = self._restkv.capacity(self._ctx)
+        self.layers = self._layer_infos()
+        self.v_rotated = bool(self._restkv.v_rotated(self._ctx))
+
+    def _load_model(self, path: Path, n_gpu_layers: int) -> Any:
+        llama = self._llama
+        llama.llama_backend_init()
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        model = self._run(lambda: llama.llama_model_load_from_file(os.fsencode(path), params))
+        if not model:
+            self._worker.shutdown()
+            raise ModelError(f"llama.cpp cannot load {path}: {self._log.reason()}")
+        return model
+
+    def _make_context(
+        self, n_rows: int, n_ring: int, n_ubatch: int, n_threads: int, type_k: str, type_v: str
+    ) -> Any:
+        llama = self._llama
+        params = llama.llama_context_default_params()
+        params.n_ctx = n_rows
+        params.n_batch = params.n_ubatch = n_ubatch
+        params.n_seq_max = 1
+        params.n_threads = params.n_threads_batch = n_threads
+        params.type_k = _ggml_type(type_k)
+        params.type_v = _ggml_type(type_v)
+        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.kv_unified = True
+        params.swa_full = False
+        params.no_perf = True
+
+        def make() -> Any:
+            # Armed on the thread that creates the context: the flag is thread-local.
+            self._restkv.arm(n_ring)
+            try:
+                return llama.llama_init_from_model(self._model, params)
+            finally:
+                self._restkv.disarm()
+
+        ctx = self._run(make)
+        if not ctx:
+            raise NativeError(
+                f"llama.cpp cannot make a context with {n_rows} rows per layer and head: {self._log.reason()}"
+            )
+        try:
+            self._restkv.attach(ctx)
+        except NativeError:
+            llama.llama_free(ctx)
+            raise
+        return ctx
+
+    def _layer_infos(self) -> list[LayerInfo]:
+        infos = []
+        for i in range(self._restkv.n_layer(self._ctx)):
+            out = [ctypes.c_int32() for _ in range(4)]
+            il = self._restkv.layer_info(self._ctx, i, *[ctypes.byref(value) for value in out])
+            infos.append(LayerInfo(il, *[value.value for value in out]))
+        return infos
+
+    def close(self) -> None:
+        """Free the context, then the model; calling it again does nothing."""
+        self._worker.shutdown(wait=True)
+        self._free_context()  # before its model
+        if self._model:
+            self._llama.llama_model_free(self._model)
+            self._model = None
+
+    def _free_context(self) -> None:
+        if self._ctx:
+            self._llama.llama_free(self._ctx)
+            self._ctx = None
+
+    def _run(self, call: Callable[[], T]) -> T:
+        """Run ``call`` on the worker; Ctrl-C stops it and is raised once the worker is idle again."""
+        future: Future[T] = self._worker.submit(call)
+        try:
+            while True:
+                try:
+                    return future.result(timeout=_POLL_S)
+                except FutureTimeout:
+                    if future.done():
+                        raise
+        except KeyboardInterrupt:
+            if self._ctx:
+                self._restkv.abort(self._ctx, True)
+                try:
+                    future.exception()
+                finally:
+                    self._restkv.abort(self._ctx, False)
+            else:
+                future.exception()  # loading cannot be stopped half way
+            raise
+
+    # Text and tokens
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """Return the tokens of ``text``; ``add_special`` adds what the vocabulary asks for (BOS)."""
+        data = text.encode()
+        size = len(data) + 8
+        tokens = (self._llama.llama_token * size)()
+        n = self._llama.llama_tokenize(
+            self._vocab, data, len(data), tokens, size, add_special, parse_special
+        )
+        if n < 0:
+            raise NativeError(f"llama_tokenize failed ({n}) on a text of {len(data)} bytes")
+        return list(tokens[:n])
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes of one token; they may end inside a UTF-8 character."""
+        buffer = ctypes.create_string_buffer(256)
+        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = self._llama.llama_token_to_piece(self._vocab, token, buffer, -n, 0, special)
+        return buffer.raw[:n]
+
+    def is_eog(self, token: int) -> bool:
+        """Tell whether ``token`` ends a generation."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def metadata(self, key: str) -> str | None:
+        """Return a string of the GGUF's metadata as llama.cpp gives it, or None."""
+        size = 1 << 16
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = self._llama.llama_model_meta_val_str(self._model, key.encode(), buffer, size)
+            if n < 0:
+                return None
+            if n < size:
+                return buffer.value.decode(errors="replace")
+            size = n + 1
+
+    def special_token(self, name: str) -> str:
+        """Return the text of the ``bos`` or ``eos`` token, empty if the vocabulary has none."""
+        token = getattr(self._llama, f"llama_vocab_{name}")(self._vocab)
+        return "" if token < 0 else self.piece(token, special=True).decode(errors="replace")
+
+    # Decoding
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Read tokens after the newest row; logits of the last one are ready afterwards.
+
+        Raises
+        ------
+        CacheFullError
+            If the rows left are fewer than the tokens.
+        KeyboardInterrupt
+            On Ctrl-C: none of these tokens is in the cache then.
+        """
+        array = (self._llama.llama_token * len(tokens))(*tokens)
+        batch = self._llama.llama_batch_get_one(array, len(tokens))
+        status = self._run(lambda: self._llama.llama_decode(self._ctx, batch))
+        if status == 1:
+            raise CacheFullError(
+                f"no room for {len(tokens)} tokens: {self.used} of {self.capacity} rows in use"
+            )
+        if status == 2:
+            raise KeyboardInterrupt
+        if status != 0:
+            raise NativeError(f"llama_decode failed ({status}): {self._log.reason()}")
+
+    def logits(self) -> F32:
+        """Return the logits of the newest token, shape (n_vocab,): a view, valid until the next decode."""
+        pointer = self._llama.llama_get_logits_ith(self._ctx, -1)
+        logits: F32 = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+        return logits
+
+    def sample(self, sampler: Any) -> int:
+        """Draw the next token with a llama.cpp sampler chain."""
+        token: int = self._llama.llama_sampler_sample(sampler, self._ctx, -1)
+        return token
+
+    def make_sampler(
+        self, *, temp: float, top_k: int, top_p: float, min_p: float, seed: int
+    ) -> Any:
+        """Return llama.cpp's usual chain; ``temp`` 0 is greedy. Free it with :meth:`free_sampler`."""
+        llama = self._llama
+        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        if temp <= 0:
+            llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_greedy())
+            return chain
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_top_k(top_k))
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_top_p(top_p, 1))
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_min_p(min_p, 1))
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_temp(temp))
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_dist(seed & 0xFFFFFFFF))
+        return chain
+
+    def free_sampler(self, sampler: Any) -> None:
+        """Free a chain of :meth:`make_sampler`."""
+        self._llama.llama_sampler_free(sampler)
+
+    def remove_tail(self, n: int) -> None:
+        """Remove the newest ``n`` rows, e.g. a probe."""
+        if n > 0:
+            last = self._llama.llama_memory_seq_pos_max(self._memory, 0)
+            self._llama.llama_memory_seq_rm(self._memory, 0, last - n + 1, -1)
+
+    def clear(self) -> None:
+        """Forget every row."""
+        self._llama.llama_memory_clear(self._memory, False)
+        self._restkv.forget_queries(self._ctx)
+
+    @property
+    def used(self) -> int:
+        """Rows in use."""
+        return int(self._restkv.used(self._ctx))
+
+    @property
+    def n_observed(self) -> int:
+        """Newest queries that can serve as a window."""
+        return int(self._restkv.n_observed(self._ctx))
+
+    @property
+    def position(self) -> int:
+        """Position of the newest row as the model sees it, -1 when empty."""
+        return int(self._llama.llama_memory_seq_pos_max(self._memory, 0))
+
+    def bytes(self) -> dict[str, int]:
+        """Return what the backends allocated: ``k``, ``v``, ``scoring`` and ``other`` (window layers)."""
+        kinds = ("k", "v", "scoring", "other")
+        return {name: int(self._restkv.bytes(self._ctx, kind)) for kind, name in enumerate(kinds)}
+
+    # Scoring and compaction
+
+    def set_factors(self, layer: int, factors: F32) -> None:
+        """Upload the output factors of pool layer ``layer``: (n_head, d, d), applied as ``value @ factor``."""
+        self._restkv.set_factors(
+            self._ctx, layer, np.ascontiguousarray(factors.transpose(0, 2, 1), dtype=np.float32)
+        )
+
+    def score(
+        self,
+        *,
+        flags: int,
+        weights: F32,
+        tau: float = 1.0,
+        top_k: int = 0,
+        positions: Sequence[I32] | None = None,
+    ) -> tuple[list[F32], list[F32] | None, list[F32] | None]:
+        """Run ``llama_restkv_score`` for all pool layers.
+
+        Parameters
+        ----------
+        flags : int
+            ``_bindings.MAX`` and its neighbours, or-ed.
+        weights : ndarray of shape (n_weights, n_window)
+            Linear reductions over the window, oldest query first.
+        positions : list of ndarray of shape (n_head_kv, n_used), optional
+            True positions per layer, for DRIFT.
+
+        Returns
+        -------
+        attention : list of ndarray of shape (n_weights + max, n_head, n_used)
+        metric : list of ndarray of shape (n_head, n_used), or None
+        drift : list of ndarray of shape (n_head, n_window), or None
+        """
+        n_used = self.used
+        n_weights, n_window = weights.shape
+        n_rows = n_weights + bool(flags & _bindings.MAX)
+        heads = [layer.n_head for layer in self.layers]
+        attention = np.empty(n_rows * sum(heads) * n_used, np.float32)
+        metric = drift = flat = None
+        if flags & (_bindings.AGGREGATE | _bindings.PER_QUERY):
+            metric = np.empty(sum(heads) * n_used, np.float32)
+        if flags & _bindings.DRIFT:
+            assert positions is not None
+            drift = np.empty(sum(heads) * n_window, np.float32)
+            flat = np.concatenate([layer.ravel() for layer in positions]).astype(np.float32)
+        weights = np.ascontiguousarray(weights, dtype=np.float32)
+        self._run(
+            lambda: self._restkv.score(
+                self._ctx, flags, n_window, n_weights, weights, tau, top_k,
+                flat, attention, metric, drift,
+            )
+        )  # fmt: skip
+
+        def split(array: F32, rows: int, width: int) -> list[F32]:
+            ends = np.cumsum([rows * head * width for head in heads])[:-1]
+            parts = np.split(array, ends)
+            return [
+                part.reshape(rows, head, width) for part, head in zip(parts, heads, strict=True)
+            ]
+
+        return (
+            split(attention, n_rows, n_used),
+            None if metric is None else [part[0] for part in split(metric, 1, n_used)],
+            None if drift is None else [part[0] for part in split(drift, 1, n_window)],
+        )
+
+    def compact(self, keep: I32, shift: I32 | None, position: int) -> None:
+        """Move the survivors down, all layers or none.
+
+        Parameters
+        ----------
+        keep : ndarray of shape (n_layer, n_head_kv, n_keep), int32
+            Ascending slots.
+        shift : ndarray of the same shape, int32, or None
+            Positions to add to each key's rotation.
+        position : int
+            Position of the newest row afterwards.
+        """
+        keep = np.ascontiguousarray(keep, dtype=np.int32)
+        if shift is not None:
+            shift = np.ascontiguousarray(shift, dtype=np.int32)
+        self._run(lambda: self._restkv.compact(self._ctx, keep, keep.shape[-1], shift, position))
+
+    def read(self, layer: int, tensor: str, n_window: int = 0) -> F32:
+        """Return one tensor of pool layer ``layer`` as float32, for the NumPy oracle.
+
+        Parameters
+        ----------
+        tensor : {"k", "v", "q"}
+            K or V of shape (n_head_kv, n_used, head_dim), or the newest ``n_window`` queries of shape
+            (n_head, n_window, head_dim). Rotated where the cache stores them rotated.
+        """
+        info = self.layers[layer]
+        if tensor == "q":
+            out = np.empty((n_window, info.n_head, info.head_dim_k), np.float32)
+        else:
+            head_dim = info.head_dim_k if tensor == "k" else info.head_dim_v
+            out = np.empty((info.n_head_kv, self.used, head_dim), np.float32)
+        self._restkv.read(self._ctx, layer, "kvq".index(tensor), n_window, out)
+        return out.transpose(1, 0, 2) if tensor == "q" else out
+
+    def attention_params(self, layer: int) -> tuple[float, float, bool]:
+        """Return scale, soft-cap (0: none) and whether attention sinks exist, as the graph passed them."""
+        scale, softcap, sinks = ctypes.c_float(), ctypes.c_float(), ctypes.c_int32()
+        self._restkv.attention_params(
+            self._ctx, layer, ctypes.byref(scale), ctypes.byref(softcap), ctypes.byref(sinks)
+        )
+        return scale.value, softcap.value, bool(sinks.value)
+
+
+def _ggml_type(name: str) -> int:
+    # The bindings name only the types of weights; these five numbers are ggml's.
+    types = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+    return types[name]
+
+
+class _Log:
+    """llama.cpp's log: shown when verbose, else kept to explain a failure."""
+
+    def __init__(self, llama: Any, verbose: bool) -> None:
+        self._lines: deque[str] = deque(maxlen=20)
+
+        @llama.llama_log_callback  # type: ignore[untyped-decorator]
+        def callback(level: int, text: bytes, _: Any) -> None:
+            line = text.decode(errors="replace")
+            if verbose:
+                print(line, end="", file=sys.stderr)
+            if level in (3, 4):  # warning, error
+                self._lines.append(line.strip())
+
+        self._callback = callback  # a collected callback is a crash
+        _alive.append(callback)
+        llama.llama_log_set(callback, ctypes.c_void_p(0))
+
+    def reason(self) -> str:
+        """Return the last thing llama.cpp complained about."""
+        lines = [line for line in self._lines if line]
+        return lines[-1] if lines else "it gave no reason (try -v)"
+
+
+# llama.cpp's log hook is global and may outlive the context that set it.
+_alive: list[Any] = []

@@ -1,0 +1,1 @@
+"""Scores for cached tokens: one policy a file, listed in ``registry``."""

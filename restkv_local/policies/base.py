@@ -1,0 +1,95 @@
+"""What a policy is, and what its scores mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from restkv_local.types import F32, F64, Observation, ObservationRequest
+
+if TYPE_CHECKING:
+    from restkv_local.config import Config
+
+Group = Literal["mean", "max"]
+
+
+class Policy(Protocol):
+    """Scores the rows of one layer. Frozen, no I/O; knobs are dataclass fields.
+
+    Attributes
+    ----------
+    name : str
+        Name in the registry and on the command line.
+    summary : str
+        The idea in one line.
+    source : str
+        Where the idea comes from.
+    evicts : bool
+        False for a policy that keeps every row, whatever the budget.
+    keeps_sinks : bool
+        False for a policy whose point is that the first tokens go too.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    evicts: ClassVar[bool] = True
+    keeps_sinks: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, config: Config) -> Policy:
+        """Build the policy from the options it understands."""
+        ...
+
+    def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest | None:
+        """Say what has to be observed; None if the policy needs no attention.
+
+        Parameters
+        ----------
+        n_obs : int
+            Queries that will be observed.
+        max_position : int
+            Highest true position in the cache.
+        n_select : int
+            Rows that the scores will choose, protected ones not counted.
+        """
+        ...
+
+    def score(self, observation: Observation) -> F32:
+        """Score the rows of one layer.
+
+        Returns
+        -------
+        ndarray of shape (n_head_kv, n_kv), float32
+            Finite; higher means keep. Comparable within a KV head. Protected
+            rows are scored like any other: keeping them is the planner's job.
+        """
+        ...
+
+
+def reduce_groups(values: F32 | F64, n_head_kv: int, group: Group = "mean") -> F64:
+    """Reduce query heads to the KV head they share.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_head, ...)
+        Query heads of one KV head are neighbours.
+    n_head_kv : int
+        Number of KV heads; divides ``n_head``.
+    group : {"mean", "max"}
+        How the query heads of a group are combined.
+
+    Returns
+    -------
+    ndarray of shape (n_head_kv, ...), float64
+    """
+    grouped = values.astype(np.float64).reshape(n_head_kv, -1, *values.shape[1:])
+    reduced: F64 = grouped.mean(axis=1) if group == "mean" else grouped.max(axis=1)
+    return reduced
+
+
+def to_scores(values: F64) -> F32:
+    """Round to float32 with what lies beyond its range at its ends, so that sums stay finite."""
+    limit = np.finfo(np.float32).max
+    return np.clip(values, -limit, limit).astype(np.float32)

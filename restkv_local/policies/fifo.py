@@ -1,0 +1,40 @@
+"""FIFO: keep the newest tokens, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from restkv_local.config import Config
+from restkv_local.policies.base import Policy
+from restkv_local.types import F32, Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fifo(Policy):
+    """Newer is better; the first tokens go like any other.
+
+    What a plain sliding window does to a model trained without one.
+    """
+
+    name: ClassVar[str] = "fifo"
+    summary: ClassVar[str] = "newest tokens only, the first ones go too"
+    source: ClassVar[str] = "plain sliding window"
+    keeps_sinks: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: Config) -> Fifo:
+        """Build the policy; it has no options."""
+        return cls()
+
+    def request(self, n_obs: int, max_position: int, n_select: int) -> None:
+        """Ask for nothing: recency needs no attention."""
+        return None
+
+    def score(self, observation: Observation) -> F32:
+        """Score the rows of one layer: (n_head_kv, n_kv), in [0, 1)."""
+        # Rows, not positions: those stop being distinct in float32 at 2**24 tokens.
+        recency = np.arange(observation.n_kv, dtype=np.float32) / observation.n_kv
+        return np.tile(recency, (observation.n_head_kv, 1))

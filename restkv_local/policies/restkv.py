@@ -1,0 +1,177 @@
+"""ReST-KV: keep the tokens whose removal would change the layer's output most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from restkv_local.config import DEFAULTS, Config
+from restkv_local.errors import ConfigError
+from restkv_local.policies.base import Group, Policy, reduce_groups, to_scores
+from restkv_local.policies.smoothing import adaptive_window, smooth_rows
+from restkv_local.types import (
+    F32,
+    F64,
+    REST_MIN,
+    Bool,
+    Observation,
+    ObservationRequest,
+    Reduction,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestKV(Policy):
+    """Output reconstruction with temporal and spatial smoothing.
+
+    A row with attention ``a`` and value ``v`` is worth
+    ``a/(1-a) * ||(v - o) W_O||_2 ** tau``: how far the head's output ``o`` moves
+    without it. Attention is smoothed over the observed queries, scores over
+    neighbouring rows. Query heads that share a KV head are combined before the
+    rows are smoothed.
+
+    Attributes
+    ----------
+    reduction : Reduction
+        Temporal smoothing; the paper's is ``"ema"``.
+    alpha : float
+        Weight of a newer query against all older ones.
+    order : {"aggregate", "per_query"}
+        ``"aggregate"``: smooth attention, then one indicator (the released
+        runs). ``"per_query"``: one indicator a query, then smooth (the paper's
+        equation).
+    tau : float
+        Exponent of the distance.
+    use_wo : bool
+        Take distances after the output projection.
+    past_only : bool
+        Let ``o`` sum over the rows before the window only, as released.
+    adaptive : bool
+        Widen and shift the neighbourhood with drift; otherwise a plain average.
+    kernel : int
+        Neighbourhood in rows, odd; the least one if adaptive.
+    scale : float
+        Positions of drift for one step of kernel and shift.
+    shift_at_zero : bool
+        Keep the release's shift of one row where nothing drifts.
+    group : {"mean", "max"}
+        How query heads that share a KV head are combined.
+
+    Notes
+    -----
+    The single-row score was published earlier, without W_O, as CAOTE [2]_.
+    The release keeps one row set per query head and does not combine them;
+    a cache of KV heads has to, and the mean before pooling is at par there.
+
+    References
+    ----------
+    .. [1] An et al., "ReST-KV", ICLR 2026, arXiv:2605.08840.
+    .. [2] "CAOTE", 2025, arXiv:2504.14051.
+    """
+
+    name: ClassVar[str] = "restkv"
+    summary: ClassVar[str] = "largest change of the layer's output, smoothed over time and text"
+    source: ClassVar[str] = "An et al., ReST-KV, ICLR 2026, arXiv:2605.08840"
+
+    reduction: Reduction = "ema"
+    alpha: float = DEFAULTS.alpha
+    order: Literal["aggregate", "per_query"] = DEFAULTS.order
+    tau: float = DEFAULTS.tau
+    use_wo: bool = DEFAULTS.use_wo
+    past_only: bool = DEFAULTS.past_only
+    adaptive: bool = True
+    kernel: int = DEFAULTS.kernel
+    scale: float = DEFAULTS.scale
+    shift_at_zero: bool = False
+    group: Group = "mean"
+
+    def __post_init__(self) -> None:
+        """Refuse a reduction whose odds mean nothing."""
+        if self.reduction == "sum":
+            raise ConfigError("reduction must leave attention within [0, 1]; got reduction='sum'")
+
+    @classmethod
+    def from_config(cls, config: Config) -> RestKV:
+        """Build the policy from the options it understands."""
+        return cls(
+            alpha=config.alpha,
+            order=config.order,
+            tau=config.tau,
+            use_wo=config.use_wo,
+            past_only=config.past_only,
+            kernel=config.kernel,
+            scale=config.scale,
+        )
+
+    def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest:
+        """Ask for reduced attention and distances, and for drift where it can matter."""
+        # No drift exceeds the highest position, and below one scale it changes neither
+        # kernel nor shift: leaving it out is exact, not an approximation.
+        drift = self.adaptive and (self.shift_at_zero or max_position >= self.scale)
+        return ObservationRequest(
+            reductions=(self.reduction,),
+            alpha=self.alpha,
+            distance=self.order,
+            project=self.use_wo,
+            past_only=self.past_only,
+            tau=self.tau,
+            drift=drift,
+            top_k=max(n_select, 1) if drift else 0,
+        )
+
+    def score(self, observation: Observation) -> F32:
+        """Score the rows of one layer: (n_head_kv, n_kv)."""
+        indicator = self._indicator(observation)
+        grouped = reduce_groups(indicator, observation.n_head_kv, self.group)
+        smoothed = smooth_rows(grouped, observation.n_window, self._windows(observation))
+        return to_scores(smoothed)
+
+    def _indicator(self, observation: Observation) -> F32 | F64:
+        """Unsmoothed indicator of each query head: (n_head, n_kv)."""
+        if self.order == "per_query":
+            assert observation.indicator is not None, "score() got less than request() asked for"
+            return observation.indicator
+        assert observation.distance is not None, "score() got less than request() asked for"
+        attention = observation.attention[self.reduction].astype(np.float64)
+        distance = observation.distance.astype(np.float64)
+        rest = 1.0 - attention
+        odds = attention / np.maximum(rest, REST_MIN)
+        indicator: F64 = odds * distance**self.tau
+        taken = rest < REST_MIN
+        if taken.any():
+            bound = _distance_without(attention, distance, taken)
+            indicator = np.where(taken, bound**self.tau, indicator)
+        return indicator
+
+    def _windows(self, observation: Observation) -> list[tuple[int, int]]:
+        """Kernel and shift of each KV head, or one pair for all."""
+        if not self.adaptive or observation.drift is None:
+            return [(self.kernel, 0)]
+        front, rear = reduce_groups(observation.drift, observation.n_head_kv).T
+        return [
+            adaptive_window(float(drift), self.kernel, self.scale, self.shift_at_zero)
+            for drift in front - rear
+        ]
+
+
+def _distance_without(attention: F64, distance: F64, taken: Bool) -> F64:
+    """How far the output may move where one row has all the attention.
+
+    There ``o`` and ``v_n`` agree in every digit, the measured distance is
+    rounding noise or 0, and the most wanted row would rank last. What is left
+    without it is a mean of the other values, and by the triangle inequality
+    their mean distance bounds the move.
+
+    Returns
+    -------
+    ndarray of shape (n_head, 1), float64
+        0 where there is no other row.
+    """
+    # The tiny constant makes it a plain mean where the others have no attention at all.
+    weights = np.where(taken, 0.0, attention + np.finfo(np.float64).tiny)
+    total = weights.sum(axis=-1, keepdims=True)
+    moved = (weights * distance).sum(axis=-1, keepdims=True)
+    mean: F64 = np.divide(moved, total, out=np.zeros_like(total), where=total > 0)
+    return mean

@@ -1,0 +1,44 @@
+"""Random: the floor that every method must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from restkv_local.config import DEFAULTS, Config
+from restkv_local.policies.base import Policy
+from restkv_local.types import F32, Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeededRandom(Policy):
+    """Uniform noise, the same for the same seed, layer and event.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of the noise, at least 0.
+    """
+
+    name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "seeded noise: the floor every method must beat"
+    source: ClassVar[str] = "none"
+
+    seed: int = DEFAULTS.seed
+
+    @classmethod
+    def from_config(cls, config: Config) -> SeededRandom:
+        """Build the policy from the options it understands."""
+        # -1 asks for another sampling seed each run, in unsigned 32 bits as llama.cpp has it.
+        return cls(seed=config.seed % 2**32)
+
+    def request(self, n_obs: int, max_position: int, n_select: int) -> None:
+        """Ask for nothing: noise needs no attention."""
+        return None
+
+    def score(self, observation: Observation) -> F32:
+        """Score the rows of one layer: (n_head_kv, n_kv), in [0, 1)."""
+        rng = np.random.default_rng((self.seed, observation.layer, observation.event))
+        return rng.random((observation.n_head_kv, observation.n_kv), np.float32)

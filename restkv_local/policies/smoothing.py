@@ -1,0 +1,114 @@
+"""Spatial smoothing: a row is worth what its neighbourhood is worth. Pure functions.
+
+Rows are taken in token order. The rows of the window itself are smoothed apart
+from the past: their attention to themselves says nothing about their
+neighbours in the past, and the papers pool the past alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from restkv_local.types import F64
+
+Pooling = Literal["mean", "max"]
+
+
+def pool_rows(values: F64, kernel: int, shift: int = 0, pooling: Pooling = "mean") -> F64:
+    """Pool each row with its neighbours; the first and last row stand in beyond the ends.
+
+    Parameters
+    ----------
+    values : ndarray of shape (..., n_kv), float64
+        Not changed.
+    kernel : int
+        Odd width of the neighbourhood; may exceed ``n_kv``.
+    shift : int
+        Row ``i`` takes the neighbourhood of row ``i + shift``.
+    pooling : {"mean", "max"}
+        What is taken of the neighbourhood.
+
+    Returns
+    -------
+    ndarray of shape (..., n_kv), float64
+        ``out[i]`` pools ``values[i - kernel//2 + shift .. i + kernel//2 + shift]``.
+    """
+    n_kv = values.shape[-1]
+    if n_kv == 0:
+        return np.array(values, np.float64)
+    rows = np.arange(n_kv + kernel - 1) - kernel // 2 + shift
+    padded: F64 = values[..., np.clip(rows, 0, n_kv - 1)]
+    combine = np.add if pooling == "mean" else np.maximum
+    pooled: F64 = padded[..., :n_kv].copy()
+    # Plain additions, not differences of a running sum: a large score leaves no trace far from it.
+    for offset in range(1, kernel):
+        combine(pooled, padded[..., offset : offset + n_kv], out=pooled)
+    return pooled / kernel if pooling == "mean" else pooled
+
+
+def adaptive_window(
+    drift: float, kernel: int, scale: float, shift_at_zero: bool = False
+) -> tuple[int, int]:
+    """Kernel and shift for a head whose attention drifts through the text.
+
+    Parameters
+    ----------
+    drift : float
+        ``D_front - D_rear``, in positions: how much further on the older half of
+        the window looked than the newer half.
+    kernel : int
+        The least kernel, odd.
+    scale : float
+        Positions of drift for one step of kernel and shift.
+    shift_at_zero : bool
+        The released code shifts by one row where nothing drifts at all. That
+        looks like an accident of its branch, so it is a switch.
+
+    Returns
+    -------
+    tuple of int
+        Odd kernel, and shift. A drift below ``scale`` gives ``(kernel, 0)``.
+    """
+    if abs(drift) < scale:
+        return kernel, int(shift_at_zero and drift == 0)
+    width = max(kernel, 2 * math.floor(abs(drift) / scale) + 1)
+    # As released: below zero, floor + 1. That is truncation but for exact multiples of scale.
+    shift = math.floor(drift / scale) + (drift < 0)
+    return width, shift
+
+
+def smooth_rows(
+    scores: F64,
+    n_window: int,
+    windows: Sequence[tuple[int, int]],
+    pooling: Pooling = "mean",
+) -> F64:
+    """Pool the past and the window of each KV head, each for itself.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_head_kv, n_kv)
+        One layer.
+    n_window : int
+        Newest rows that are the window's own.
+    windows : sequence of (kernel, shift)
+        One pair for each KV head, or one for all.
+
+    Returns
+    -------
+    ndarray of shape (n_head_kv, n_kv), float64
+    """
+    split = max(scores.shape[-1] - n_window, 0)
+    parts = (scores[:, :split], scores[:, split:])
+    if len(set(windows)) == 1:
+        kernel, shift = windows[0]
+        return np.concatenate([pool_rows(p, kernel, shift, pooling) for p in parts], axis=-1)
+    smoothed = [
+        np.concatenate([pool_rows(p[head], kernel, shift, pooling) for p in parts])
+        for head, (kernel, shift) in enumerate(windows)
+    ]
+    return np.stack(smoothed)

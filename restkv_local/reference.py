@@ -1,0 +1,256 @@
+"""The native contractions in plain NumPy: slow, readable, and what the tests believe.
+
+Everything is computed in float64; ``observe`` rounds to float32 at the end,
+since that is what a policy receives from either backend.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from restkv_local.types import (
+    F32,
+    F64,
+    I32,
+    REST_MIN,
+    Bool,
+    Observation,
+    ObservationRequest,
+    Reduction,
+    half_window_means,
+)
+
+
+def window_attention(
+    q: F32 | F64,
+    k: F32 | F64,
+    scale: float,
+    softcap: float = 0.0,
+    *,
+    q_row: I32,
+    sinks: F32 | F64 | None = None,
+) -> F64:
+    """Attention of the observed queries over all rows.
+
+    Parameters
+    ----------
+    q : ndarray of shape (n_head, n_obs, d)
+        Queries after RoPE, oldest first.
+    k : ndarray of shape (n_head_kv, n_kv, d)
+        Keys after RoPE.
+    scale : float
+        Factor of the logits.
+    softcap : float
+        Bound of the logits, ``softcap * tanh(logit / softcap)``; 0 for none.
+    q_row : ndarray of shape (n_obs,), int32
+        Row of each query's own token: a query sees the rows up to its own.
+    sinks : ndarray of shape (n_head,), optional
+        Learned logits that take attention without having a row.
+
+    Returns
+    -------
+    ndarray of shape (n_head, n_obs, n_kv), float64
+        Sums to 1 over the last axis, less what the sinks take.
+    """
+    keys = _per_query_head(k, q.shape[0])
+    logits: F64 = np.einsum("hwd,hnd->hwn", q, keys, dtype=np.float64) * scale
+    if softcap:
+        logits = softcap * np.tanh(logits / softcap)
+    visible = np.arange(k.shape[1]) <= q_row[:, None]  # (n_obs, n_kv)
+    logits = np.where(visible, logits, -np.inf)
+    # (n_head, 1, 1); -inf: a sink that takes nothing
+    sink = np.full((q.shape[0], 1, 1), -np.inf) if sinks is None else sinks[:, None, None]
+    top = np.maximum(logits.max(axis=-1, keepdims=True), sink)
+    weights = np.exp(logits - top)
+    attn: F64 = weights / (weights.sum(axis=-1, keepdims=True) + np.exp(sink - top))
+    return attn
+
+
+def reduce_queries(values: F64, request: ObservationRequest, reduction: Reduction) -> F64:
+    """Reduce (n_head, n_obs, n_kv) over the queries to (n_head, n_kv)."""
+    if reduction == "max":
+        largest: F64 = values.max(axis=1)
+        return largest
+    weights = request.weights(reduction, values.shape[1]).astype(np.float64)
+    reduced: F64 = np.einsum("w,hwn->hn", weights, values)
+    return reduced
+
+
+def output_distance(
+    attn: F64, v: F32 | F64, factors: F32 | F64 | None, n_past: int | None = None
+) -> F64:
+    """Distance of each value to the attention output, ``||(v_n - o) F||_2``.
+
+    Parameters
+    ----------
+    attn : ndarray of shape (n_head, n_obs, n_kv)
+        Weights of ``o = sum_n attn_n v_n``.
+    v : ndarray of shape (n_head_kv, n_kv, d)
+        Values.
+    factors : ndarray of shape (n_head, d, d_out), optional
+        Output projection of each query head, ``y = x @ F``; without it the
+        distance is taken between plain values.
+    n_past : int, optional
+        ``o`` sums over the first ``n_past`` rows only.
+
+    Returns
+    -------
+    ndarray of shape (n_head, n_obs, n_kv), float64
+    """
+    values = _per_query_head(v, attn.shape[0]).astype(np.float64)
+    outputs = np.einsum("hwn,hnd->hwd", attn[..., :n_past], values[:, :n_past])
+    distance = np.empty_like(attn)
+    for w in range(attn.shape[1]):
+        # By direct difference: expanded squares cancel where one row has all the attention.
+        difference = values - outputs[:, w, None, :]
+        image = difference if factors is None else difference @ factors
+        distance[:, w] = np.linalg.norm(image, axis=-1)
+    return distance
+
+
+def output_change(
+    attn: F64,
+    v: F32 | F64,
+    factors: F32 | F64 | None,
+    *,
+    tau: float = 1.0,
+    n_past: int | None = None,
+) -> F64:
+    """Compute the indicator of each query, ``a/(1-a) * ||(v_n - o) F||_2 ** tau``.
+
+    With ``tau`` 1 and the full output this is exactly how far the head's output
+    moves when row ``n`` alone is removed.
+
+    Returns
+    -------
+    ndarray of shape (n_head, n_obs, n_kv), float64
+        ``1 - a`` is taken as at least 1e-6.
+    """
+    odds = attn / np.maximum(1.0 - attn, REST_MIN)
+    change: F64 = odds * output_distance(attn, v, factors, n_past) ** tau
+    return change
+
+
+def set_error(attn: F64, v: F32 | F64, w_o: F32 | F64 | None, evicted: Bool) -> F64:
+    """Change of the output when a whole set of rows is removed, without approximation.
+
+    Parameters
+    ----------
+    attn : ndarray of shape (n_head, n_obs, n_kv)
+        Attention before the removal.
+    v : ndarray of shape (n_head_kv, n_kv, d)
+        Values.
+    w_o : ndarray of shape (n_head, d, d_out), optional
+        Output projection of each query head, ``y = x @ W_O``.
+    evicted : ndarray of shape (n_kv,) or (n_head_kv, n_kv), bool
+        Rows that go.
+
+    Returns
+    -------
+    ndarray of shape (n_head, n_obs), float64
+        ``||(o - o_without) W_O||_2``; infinite where nothing is left to see.
+    """
+    n_head = attn.shape[0]
+    values = _per_query_head(v, n_head).astype(np.float64)
+    gone = _per_query_head(np.broadcast_to(evicted, v.shape[:2]), n_head)[:, None, :]
+    mass = np.where(gone, attn, 0.0).sum(axis=-1)
+    # Not the sum of what stays: learned sinks keep their share of the denominator.
+    rest = 1.0 - mass
+    nothing = ~((attn > 0) & ~gone).any(axis=-1)
+    survivors = np.where(gone, 0.0, attn) / np.where(nothing, 1.0, rest)[..., None]
+    change = np.einsum("hwn,hnd->hwd", attn - survivors, values)
+    image = change if w_o is None else change @ w_o
+    return np.where(nothing, np.inf, np.linalg.norm(image, axis=-1))
+
+
+def observe(
+    q: F32,
+    k: F32,
+    v: F32,
+    factors: F32 | None,
+    request: ObservationRequest,
+    positions: I32,
+    q_row: I32,
+    scale: float,
+    softcap: float = 0.0,
+    layer: int = 0,
+    *,
+    sinks: F32 | None = None,
+    n_window: int | None = None,
+    event: int = 0,
+) -> Observation:
+    """Serve a request from one layer's tensors.
+
+    Parameters
+    ----------
+    q : ndarray of shape (n_head, n_obs, d)
+        Observed queries, oldest first.
+    k, v : ndarray of shape (n_head_kv, n_kv, d)
+        Rows of the cache; K and V may differ in ``d``.
+    factors : ndarray of shape (n_head, d, d), optional
+        Matrices with ``||x F|| = ||x W_O||``; needed if the request projects.
+    request : ObservationRequest
+        What to reduce.
+    positions : ndarray of shape (n_head_kv, n_kv), int32
+        True positions.
+    q_row : ndarray of shape (n_obs,), int32
+        Row of each query's own token.
+    scale, softcap, sinks
+        As in `window_attention`.
+    layer, event : int
+        Passed through.
+    n_window : int, optional
+        Newest rows that belong to the window; ``n_obs`` by default.
+
+    Returns
+    -------
+    Observation
+
+    Raises
+    ------
+    ValueError
+        If the request projects values and there are no factors.
+    """
+    if request.distance != "none" and request.project and factors is None:
+        raise ValueError("the request projects values, which needs factors (n_head, d, d)")
+    n_kv = k.shape[1]
+    n_window = min(q.shape[1] if n_window is None else n_window, n_kv)
+    n_past = n_kv - n_window if request.past_only else n_kv
+    maps = factors if request.project else None
+
+    attn = window_attention(q, k, scale, softcap, q_row=q_row, sinks=sinks)
+    reduced = {name: reduce_queries(attn, request, name) for name in request.reductions}
+    first = request.reductions[0]
+    distance = indicator = drift = None
+    if request.distance == "aggregate":
+        distance = output_distance(reduced[first][:, None], v, maps, n_past)[:, 0]
+    elif request.distance == "per_query":
+        change = output_change(attn, v, maps, tau=request.tau, n_past=n_past)
+        indicator = reduce_queries(change, request, first)
+    if request.drift:
+        drift = half_window_means(_strongest_positions(attn, positions, request.top_k))
+    return Observation(
+        layer=layer,
+        n_obs=q.shape[1],
+        n_window=n_window,
+        positions=positions,
+        attention={name: array.astype(np.float32) for name, array in reduced.items()},
+        distance=None if distance is None else distance.astype(np.float32),
+        indicator=None if indicator is None else indicator.astype(np.float32),
+        drift=drift,
+        event=event,
+    )
+
+
+def _strongest_positions(attn: F64, positions: I32, top_k: int) -> F32:
+    """Mean true position of the ``top_k`` strongest rows of each query: (n_head, n_obs)."""
+    # Ranked in float32, as the device does; equal weights rank the older row first.
+    order = np.argsort(-attn.astype(np.float32), axis=-1, kind="stable")[..., :top_k]
+    by_head = _per_query_head(positions, attn.shape[0])[:, None, :]  # (n_head, 1, n_kv)
+    means: F64 = np.take_along_axis(by_head, order, axis=-1).mean(axis=-1)
+    return means.astype(np.float32)
+
+
+def _per_query_head(array: np.ndarray, n_head: int) -> np.ndarray:
+    """Repeat the leading axis, KV heads, to one entry a query head."""
+    return np.repeat(array, n_head // array.shape[0], axis=0)

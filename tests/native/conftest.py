@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from restkv_local.native import NativeContext
+
+
+@pytest.fixture
+def open_native(tmp_path):
+    """Write a tiny model, load it and open a context; all are freed after the test."""
+    opened = []
+
+    def open_(model, *, n_rows=256, n_ring=32, n_ubatch=64, type_k="f16", type_v="f16"):
+        path = model if hasattr(model, "exists") else model.write(tmp_path / f"m{len(opened)}.gguf")
+        native = NativeContext(path)
+        opened.append(native)
+        native.open(
+            n_rows, n_ring=n_ring, n_ubatch=n_ubatch, n_threads=1, type_k=type_k, type_v=type_v
+        )
+        return native
+
+    yield open_
+    for native in opened:
+        native.close()
+
+
+@pytest.fixture
+def tokens():
+    """Return n tokens that are neither special nor the end of a generation."""
+    return lambda n, seed=0: np.random.default_rng(seed).integers(10, 250, n).tolist()

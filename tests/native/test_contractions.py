@@ -1,0 +1,125 @@
+"""The native contractions against the NumPy oracle, on the same stored tensors."""
+
+import numpy as np
+import pytest
+
+from restkv_local.observe import observe_native, observe_numpy
+from restkv_local.output_factors import fold_v_rotation
+from restkv_local.types import ObservationRequest
+from tests import builders
+
+pytestmark = pytest.mark.native
+
+MODELS = {
+    "mha": builders.llama(n_head=4, n_head_kv=4, head_dim=64),
+    "gqa-2": builders.llama(n_head=4, n_head_kv=2, head_dim=64),
+    "gqa-3": builders.llama(n_head=9, n_head_kv=3, head_dim=64, n_embd=64),
+    "gqa-4": builders.qwen2(n_head=8, n_head_kv=2, head_dim=64),
+    "gqa-8": builders.mistral(n_head=8, n_head_kv=1, head_dim=64, n_embd=64),
+    "gemma": builders.gemma(head_dim=64),
+    "gemma2-softcap": builders.gemma2(head_dim=64),
+}
+REQUESTS = {
+    "ema-aggregate": ObservationRequest(reductions=("ema",), distance="aggregate"),
+    "mean-max-sum": ObservationRequest(reductions=("mean", "max", "sum", "last")),
+    "no-projection": ObservationRequest(reductions=("mean",), distance="aggregate", project=False),
+    "past-only": ObservationRequest(reductions=("ema",), distance="aggregate", past_only=True),
+    "two-and-aggregate": ObservationRequest(reductions=("ema", "max"), distance="aggregate"),
+    "per-query": ObservationRequest(reductions=("ema",), distance="per_query"),
+    "per-query-tau": ObservationRequest(reductions=("mean",), distance="per_query", tau=0.5),
+    "per-query-max": ObservationRequest(reductions=("max",), distance="per_query"),
+    "max-aggregate": ObservationRequest(reductions=("max",), distance="aggregate"),
+    "drift": ObservationRequest(reductions=("ema",), drift=True, top_k=40),
+}
+
+
+def observe_both(native, request, n_obs):
+    rng = np.random.default_rng(1)
+    factors = []
+    for i, layer in enumerate(native.layers):
+        own = rng.standard_normal((layer.n_head, layer.head_dim_v, layer.head_dim_v))
+        own = own.astype(np.float32)
+        if native.v_rotated:
+            own = fold_v_rotation(own)
+        if not request.project:
+            own = np.broadcast_to(np.eye(layer.head_dim_v, dtype=np.float32), own.shape)
+        native.set_factors(i, own)
+        factors.append(own)
+    gaps = rng.integers(1, 5, (len(native.layers), native.layers[0].n_head_kv, native.used))
+    positions = np.cumsum(gaps, axis=-1).astype(np.int32)
+    return (
+        observe_native(native, request, n_obs, positions, 0),
+        observe_numpy(native, request, n_obs, positions, 0, factors.__getitem__),
+    )
+
+
+def assert_close(found, expected, tolerance):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found / scale, expected / scale, atol=tolerance)
+
+
+def assert_same_observations(native_side, numpy_side, tolerance):
+    assert len(native_side) == len(numpy_side) > 0
+    for found, expected in zip(native_side, numpy_side, strict=True):
+        assert found.attention.keys() == expected.attention.keys()
+        for name in expected.attention:
+            assert_close(found.attention[name], expected.attention[name], tolerance)
+        for name in ("distance", "indicator", "drift"):
+            if getattr(expected, name) is None:
+                assert getattr(found, name) is None
+                continue
+            # Rounding swaps keys of nearly equal weight at the edge of the ranking.
+            slack = 10 if name == "drift" else 1
+            assert_close(getattr(found, name), getattr(expected, name), slack * tolerance)
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_native_equals_numpy_for_every_request_and_grouping(open_native, tokens, model, request_):
+    native = open_native(model)
+    native.decode(tokens(64))
+    native.decode(tokens(40, seed=1))
+    # Keys are read back as stored; the product rounds queries to f16 as attention itself does.
+    assert_same_observations(*observe_both(native, request_, 17), tolerance=2e-3)
+
+
+@pytest.mark.parametrize("type_v", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("type_k", ["f16", "q8_0", "q4_0"])
+def test_native_equals_numpy_for_quantised_and_rotated_rows(open_native, tokens, type_k, type_v):
+    native = open_native(MODELS["gqa-3"], type_k=type_k, type_v=type_v)
+    native.decode(tokens(64))
+    assert native.v_rotated == (type_v != "f16")
+    tolerance = 2e-3 if type_k == "f16" else 2e-2  # q8_1 queries meet quantised keys
+    assert_same_observations(*observe_both(native, REQUESTS["ema-aggregate"], 32), tolerance)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("type_kv", ["f16", "q8_0"])
+def test_native_equals_numpy_on_a_real_models_tensors(open_native, type_kv):
+    from restkv_local.demo import resolve_model
+
+    native = open_native(resolve_model("demo"), n_ubatch=256, type_k=type_kv, type_v=type_kv)
+    text = "A cache keeps what the next question needs and lets the rest go. " * 12
+    native.decode(native.tokenize(text, add_special=True)[:180])
+    assert_same_observations(*observe_both(native, REQUESTS["ema-aggregate"], 32), tolerance=2e-2)
+
+
+def test_window_holds_only_queries_whose_rows_are_still_there(open_native, tokens):
+    native = open_native(MODELS["gqa-2"], n_ring=16)
+    native.decode(tokens(40))
+    assert native.n_observed == 16
+    native.decode(tokens(4, seed=1))
+    native.remove_tail(4)
+    # The ring's newest rows belonged to the removed tail.
+    assert native.n_observed == 0
+    native.decode(tokens(3, seed=2))
+    assert native.n_observed == 3
+
+
+def test_a_window_wider_than_what_was_observed_is_refused(open_native, tokens):
+    from restkv_local.errors import NativeError
+
+    native = open_native(MODELS["gqa-2"])
+    native.decode(tokens(5))
+    with pytest.raises(NativeError, match=r"n_window = 6 is not in \[1, 5\]"):
+        native.score(flags=0, weights=np.ones((1, 6), np.float32))

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from restkv_local.planning import plan_eviction, protect_rows
+from restkv_local.policies.caote import Caote
+from restkv_local.policies.fifo import Fifo
+from restkv_local.policies.full import Full
+from restkv_local.policies.registry import make_policy
+from restkv_local.policies.restkv import RestKV
+from restkv_local.policies.seeded_random import SeededRandom
+from restkv_local.policies.snapkv import SnapKV
+from restkv_local.policies.streamingllm import StreamingLLM
+from tests.observations import make_observation
+
+
+def test_snapkv_is_the_pooled_group_mean_of_the_mean_attention():
+    policy = SnapKV(kernel=3)
+    observation = make_observation(policy.request(8, 100, 6))
+    attention = observation.attention["mean"].astype(np.float64)
+    row = attention[2:].mean(axis=0)  # the second KV head
+    scores = policy.score(observation)[1]
+    assert scores[5] == pytest.approx(row[4:7].mean(), rel=1e-6)
+    assert scores[0] == pytest.approx((2 * row[0] + row[1]) / 3, rel=1e-6)
+    # Row 15 is the last of the past: the window, rows 16 and on, is pooled apart.
+    assert scores[15] == pytest.approx((row[14] + 2 * row[15]) / 3, rel=1e-6)
+
+
+def test_snapkv_can_pool_and_group_by_maximum():
+    policy = SnapKV(kernel=3, pooling="max", group="max")
+    observation = make_observation(policy.request(8, 100, 6))
+    expected = observation.attention["mean"][:2, 4:7].max()
+    assert policy.score(observation)[0, 5] == expected
+
+
+def test_caote_is_the_same_score_without_the_projection():
+    caote = Caote(kernel=5)
+    same = RestKV(reduction="mean", use_wo=False, adaptive=False, kernel=5)
+    assert caote.request(8, 10**6, 6) == same.request(8, 10**6, 6)
+    observation = make_observation(caote.request(8, 100, 6))
+    np.testing.assert_array_equal(caote.score(observation), same.score(observation))
+    assert not caote.request(8, 100, 6).project
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"), [(StreamingLLM(), [0, 1, 7, 8, 9]), (Fifo(), [5, 6, 7, 8, 9])]
+)
+def test_recency_keeps_the_newest_and_sinks_only_where_they_belong(policy, kept):
+    scores = policy.score(make_observation(None, n_head_kv=1, n_kv=10))
+    protected = protect_rows(10, n_sink=2 if policy.keeps_sinks else 0, n_recent=1)
+    plan = plan_eviction([scores], np.full((1, 1), 5, np.int32), protected)
+    assert plan.keep[0][0].tolist() == kept
+
+
+def test_recency_is_strict_in_a_very_long_cache():
+    scores = Fifo().score(make_observation(None, n_head_kv=1, n_head=1, n_kv=200_000, head_dim=1))
+    assert (np.diff(scores) > 0).all()
+
+
+def test_full_does_not_evict():
+    assert not Full.evicts
+    assert all(make_policy(name).evicts for name in ("restkv", "snapkv", "fifo", "random"))
+
+
+def test_random_repeats_itself_and_differs_by_seed_layer_and_event():
+    def draw(seed=1, layer=2, event=3):
+        policy = SeededRandom(seed=seed)
+        return policy.score(make_observation(None, layer=layer, event=event)).tobytes()
+
+    assert draw() == draw()
+    assert len({draw(), draw(seed=2), draw(layer=3), draw(event=4)}) == 4
+    assert draw(layer=3, event=2) != draw()

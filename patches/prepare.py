@@ -55,6 +55,8 @@ def unpack(sdist: Path, output: Path) -> None:
             parts = Path(member.name).parts
             if parts[1:3] != ("vendor", "llama.cpp") or not member.isfile():
                 continue
+            if parts[3:] == (".git",):  # points to a repository that the sdist does not hold
+                continue
             target = output.joinpath(*parts[3:])
             if ".." in target.parts:
                 sys.exit(f"{sdist} holds a path that leaves its folder: {member.name}")

@@ -87,9 +87,41 @@ ggml_tensor * project_outputs(ggml_context * ctx, const llama_restkv_layer & lay
     return ggml_mul_mat(ctx, ggml_reshape_3d(ctx, layer.factors, head_dim, head_dim, layer.n_head), o);
 }
 
+// One pass over the images instead of three: on a CPU this is bound by memory.
+void distance_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const ggml_tensor * image = dst->src[0]; // [head_dim, n_gqa, n_used, n_head_kv]
+    const ggml_tensor * z     = dst->src[1]; // [head_dim, 1, n_head]
+    GGML_UNUSED(userdata);
+
+    const int64_t head_dim = image->ne[0];
+    const int64_t n_gqa    = image->ne[1];
+    const int64_t n_used   = image->ne[2];
+    const int64_t n_row    = n_used*image->ne[3];
+
+    for (int64_t row = n_row*ith/nth; row < n_row*(ith + 1)/nth; ++row) {
+        for (int64_t h = 0; h < n_gqa; ++h) {
+            const float * a = (const float *) image->data + (row*n_gqa + h)*head_dim;
+            const float * b = (const float *) z->data + (row/n_used*n_gqa + h)*head_dim;
+            // independent sums let the compiler use vectors; head sizes are multiples of 8
+            float sum[8] = {};
+            for (int64_t i = 0; i < head_dim; i += 8) {
+                for (int64_t j = 0; j < 8; ++j) {
+                    const float diff = a[i + j] - b[i + j];
+                    sum[j] += diff*diff;
+                }
+            }
+            ((float *) dst->data)[row*n_gqa + h] = std::sqrt(((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7])));
+        }
+    }
+}
+
 // ||image - z|| by direct difference: expanded squares cancel exactly where a token takes all the attention
 // z [head_dim, 1, n_head] -> [n_gqa, n_used, n_head_kv]
 ggml_tensor * distance(ggml_context * ctx, const llama_restkv_layer & layer, const values & val, ggml_tensor * z, const window & win) {
+    if (ggml_backend_buft_is_host(layer.buft) && z->ne[0]%8 == 0) {
+        ggml_tensor * srcs[] = { val.image, z };
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, layer.n_gqa, win.n_used, layer.n_head_kv, 1, srcs, 2, distance_cpu, GGML_N_TASKS_MAX, nullptr);
+    }
     z = ggml_reshape_4d(ctx, z, z->ne[0], layer.n_gqa, 1, layer.n_head_kv);
     ggml_tensor * diff = ggml_sub(ctx, val.image, z);
     ggml_tensor * norm = ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, diff)));

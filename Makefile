@@ -1,0 +1,66 @@
+# One entry for everything; `make` alone lists it.
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIN    := $(shell sed -n 's/^version //p' patches/UPSTREAM)
+
+help:      ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+# The bindings come without libraries of their own: ours is the one they load.
+$(VENV)/.installed: pyproject.toml CMakeLists.txt patches/UPSTREAM patches/series patches/prepare.py $(wildcard patches/*.patch patches/src/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet cmake ninja "scikit-build-core>=0.11" "patch-ng>=1.18"
+	$(BIN)/pip show --quiet llama-cpp-python 2>/dev/null || \
+		CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet "llama-cpp-python==$(PIN)"
+	CMAKE_ARGS="-DGGML_NATIVE=ON $(CMAKE_ARGS)" $(BIN)/pip install --no-build-isolation --editable ".[demo,dev]"
+	touch $@
+
+setup: $(VENV)/.installed ## build and install into .venv, with the demo model
+
+demo: setup ## read 4,000 tokens with 512 rows of cache and answer from their beginning
+	$(BIN)/restkv-chat demo --budget 512 --temp 0 -f benchmarks/harbour.txt \
+		-p "What is the registration number of the red lighthouse?"
+
+chat: setup ## chat with the demo model
+	$(BIN)/restkv-chat demo
+
+lint: setup ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell README.md ARCHITECTURE.md CHANGELOG.md restkv_local cli patches/README.md patches/src tests
+	$(BIN)/mypy
+
+test: lint ## lint and all tests but the slow ones
+	$(BIN)/pytest
+
+test-slow: setup stock ## the long tests too, with the unpatched library to compare with
+	$(BIN)/pytest -m "slow or not slow"
+
+test-gpu: setup ## the tests that need a GPU build and device
+	$(BIN)/pytest -m gpu
+
+stock: setup ## build the unpatched sources once, to compare with
+	$(BIN)/cmake -S . -B build/stock -G Ninja -DRESTKV_STOCK=ON -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) --log-level=WARNING
+	$(BIN)/cmake --build build/stock --target restkv
+
+patches-check: setup ## the series applies to the pin and exports to itself
+	$(BIN)/python patches/check.py --downloads build/downloads
+
+patches-export: setup ## write the commits of build/llama.cpp (see patches/README.md) back to the series
+	$(BIN)/python patches/check.py --downloads build/downloads --export build/llama.cpp
+
+bench: setup ## the figures of README
+	$(BIN)/python benchmarks/needle.py --tokens 1500 --budget 256 --budget 128 --full
+	$(BIN)/python benchmarks/needle.py --tokens 4000 --budget 512 --full
+	$(BIN)/python benchmarks/needle.py --tokens 8000 --budget 512 --samples 5
+	$(BIN)/python benchmarks/needle.py --tokens 16000 --budget 512 --samples 5
+	$(BIN)/python benchmarks/needle.py --tokens 32000 --budget 512 --samples 3
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/memory.py
+
+.PHONY: help setup demo chat lint test test-slow test-gpu stock patches-check patches-export bench

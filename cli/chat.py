@@ -1,0 +1,128 @@
+"""One prompt and its answer, or a conversation at the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from restkv_local.cli import _options as opt
+from restkv_local.cli._console import AnswerWriter, fail_usage, print_json, print_stats
+from restkv_local.cli._input import decode_text, read_documents, read_stdin, stdin_is_terminal
+from restkv_local.cli._turn import open_session, run_turn
+
+from restkv_local.config import DEFAULTS, Config
+
+if TYPE_CHECKING:
+    from restkv_local.session import ChatSession
+
+
+def chat(
+    ctx: typer.Context,
+    model: opt.Model,
+    prompt: Annotated[
+        str | None,
+        typer.Option("-p", "--prompt", metavar="TEXT", help="Ask this, answer, and end."),
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-f", "--file", metavar="FILE", help="A text to read first; repeatable; '-' is stdin."
+        ),
+    ] = None,
+    as_json: opt.Json = False,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "-sys", "--system", metavar="TEXT", help="System prompt; it is never evicted."
+        ),
+    ] = None,
+    budget: opt.Budget = opt.DEFAULT_BUDGET,
+    policy: opt.Policy = DEFAULTS.policy,
+    allocation: opt.Allocation = DEFAULTS.allocation,
+    prefill: opt.Prefill = DEFAULTS.prefill,
+    positions: opt.Positions = DEFAULTS.positions,
+    guide: opt.Guide = DEFAULTS.guide,
+    n_sink: opt.NSink = DEFAULTS.n_sink,
+    n_recent: opt.NRecent = DEFAULTS.n_recent,
+    n_obs: opt.NObs = DEFAULTS.n_obs,
+    n_guide: opt.NGuide = DEFAULTS.n_guide,
+    n_ubatch: opt.NUbatch = DEFAULTS.n_ubatch,
+    type_k: opt.TypeK = DEFAULTS.type_k,
+    type_v: opt.TypeV = DEFAULTS.type_v,
+    kernel: opt.Kernel = DEFAULTS.kernel,
+    alpha: opt.Alpha = DEFAULTS.alpha,
+    scale: opt.Scale = DEFAULTS.scale,
+    tau: opt.Tau = DEFAULTS.tau,
+    scoring: opt.Scoring = DEFAULTS.scoring,
+    n_predict: opt.NPredict = DEFAULTS.n_predict,
+    temp: opt.Temp = DEFAULTS.temp,
+    top_k: opt.TopK = DEFAULTS.top_k,
+    top_p: opt.TopP = DEFAULTS.top_p,
+    min_p: opt.MinP = DEFAULTS.min_p,
+    seed: opt.Seed = DEFAULTS.seed,
+    n_threads: opt.NThreads = DEFAULTS.n_threads,
+    n_gpu_layers: opt.NGpuLayers = DEFAULTS.n_gpu_layers,
+    verbose: opt.Verbose = False,
+    version: opt.Version = False,
+) -> None:
+    """Chat with MODEL over texts far longer than its KV cache.
+
+    With -p, or when standard input is not a terminal: one answer on stdout. Piped text is put
+    before the prompt. Otherwise a conversation; /help lists its commands.
+
+    Ctrl-C stops an answer and keeps the conversation; at an empty prompt, twice in a row leaves
+    with exit code 130. Ctrl-D or /exit leaves with 0.
+    """
+    # Parameters named like a Config field are that field: nothing is listed a second time.
+    fields = [field.name for field in dataclasses.fields(Config)]
+    settings = {name: ctx.params[name] for name in fields if name in ctx.params}
+    Config(**settings)  # a value out of bounds is reported before anything is read or loaded
+
+    paths = file or []
+    if paths.count("-") > 1:
+        fail_usage("-f - was given twice; standard input can be read once")
+    if prompt is not None and not prompt.strip():
+        fail_usage("the prompt is empty; give -p a question, or leave -p out to chat")
+    converses = prompt is None and "-" not in paths and not as_json and stdin_is_terminal()
+
+    # All input is read before the model is loaded: a bad file is reported at once.
+    piped = ""
+    if "-" not in paths and not stdin_is_terminal():
+        piped = decode_text(read_stdin(), "standard input").strip("\n")
+    documents = read_documents(paths)
+    text = "\n\n".join(part for part in (piped, prompt or "") if part.strip())
+    if not converses and not text:
+        if not documents:
+            fail_usage("no prompt: give -p TEXT, -f FILE, or text on standard input")
+        # As in llama.cpp, a file alone is the prompt.
+        text, documents = "\n\n".join(documents), []
+
+    from restkv_local.demo import resolve_model
+
+    with open_session(resolve_model(model), settings, system=system, verbose=verbose) as session:
+        if converses:
+            from restkv_local.cli.repl import run_repl
+
+            raise typer.Exit(run_repl(session, documents))
+        answer_once(session, text, documents, as_json=as_json)
+
+
+def answer_once(session: ChatSession, text: str, documents: list[str], *, as_json: bool) -> None:
+    """Print one answer on stdout, as text or as a JSON object, and its line on stderr.
+
+    Raises
+    ------
+    typer.Exit
+        With 130 when Ctrl-C stopped it; the partial answer has been printed.
+    """
+    if as_json:
+        finished = run_turn(session, text, documents, lambda piece: None)
+        print_json(session.report.to_json())
+    else:
+        writer = AnswerWriter()
+        finished = run_turn(session, text, documents, writer.write)
+        writer.end()
+    print_stats(session.report.to_json())
+    if not finished:
+        raise typer.Exit(130)

@@ -1,0 +1,79 @@
+"""Turn a command line into a command, and an error into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+from restkv_local.cli._console import print_error
+from restkv_local.cli._options import HELP_NAMES, Version
+from restkv_local.cli.chat import chat
+from restkv_local.cli.doctor import doctor
+from restkv_local.cli.info import info
+
+from restkv_local.errors import RestKVError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # wraps the paragraphs of a docstring
+    context_settings=HELP_NAMES,
+)
+app.command()(chat)
+app.command()(info)
+app.command()(doctor)
+
+# A Typer app with one command is that command: `restkv-chat MODEL`, no subcommand.
+chat_app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+chat_app.command(context_settings=HELP_NAMES)(chat)
+
+
+@app.callback()
+def restkv(version: Version = False) -> None:
+    """Chat over long texts with a bounded, scored KV cache.
+
+    Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
+    130 stopped with Ctrl-C.
+    """
+
+
+def run(command: typer.Typer, name: str, args: Sequence[str] | None = None) -> None:
+    """Run a command line; always ends in ``SystemExit``.
+
+    Parameters
+    ----------
+    command : typer.Typer
+        The application.
+    name : str
+        What usage lines call it.
+    args : sequence of str, optional
+        The command line without the program's name; the process's own by default.
+
+    Raises
+    ------
+    SystemExit
+        0 done, 1 a :class:`RestKVError` or a reader that closed stdout, 2 usage, 130 Ctrl-C.
+    """
+    # An answer may hold any character; a terminal or file of another encoding must not stop it.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        command(args=args, prog_name=name)
+    except RestKVError as error:
+        print_error(str(error))
+        raise SystemExit(1) from None
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run ``restkv``."""
+    run(app, "restkv", args)
+
+
+def chat_main(args: Sequence[str] | None = None) -> None:
+    """Run ``restkv-chat``."""
+    run(chat_app, "restkv-chat", args)

@@ -1,0 +1,227 @@
+"""Reading and generating under a budget, on tiny random models."""
+
+import numpy as np
+import pytest
+
+from restkv_local.errors import CacheFullError, ConfigError, UnsupportedModelError
+from restkv_local.policies.registry import POLICIES
+from tests import builders
+
+pytestmark = pytest.mark.native
+
+MODELS = {
+    "llama-mha": builders.llama(n_head_kv=4, head_dim=64),
+    "llama-gqa-2": builders.llama(n_head_kv=2, head_dim=64),
+    "mistral-gqa-4": builders.mistral(n_head=8, n_head_kv=2, head_dim=64, n_embd=64),
+    "qwen2-gqa-8": builders.qwen2(n_head=8, n_head_kv=1, head_dim=64),
+    "qwen3": builders.qwen3(head_dim=64),
+    "gemma": builders.gemma(head_dim=64),
+    "gemma2": builders.gemma2(head_dim=64),
+    "gemma3": builders.gemma3(head_dim=64),
+}
+
+
+def read(llama, text, guide=(), **options):
+    engine = llama.engine
+    engine.open(len(text), llama.config.n_predict, 0)
+    engine.read(text, guide=guide, **options)
+    return engine
+
+
+def check_invariants(engine):
+    counters = engine.counters
+    assert counters.peak <= engine.capacity
+    assert engine.used == engine.native.used
+    positions = engine.true_positions
+    assert (np.diff(positions, axis=-1) > 0).all()
+    assert positions.max() == counters.seen - 1
+
+
+@pytest.mark.parametrize("prefill", ["bounded", "full"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_reads_and_generates_within_its_budget(open_llama, tokens, name, prefill):
+    llama = open_llama(MODELS[name], prefill=prefill)
+    text = tokens(700)
+    engine = read(llama, text, guide=text[-12:])
+    check_invariants(engine)
+    assert engine.used == 64
+    assert engine.counters.events == 1 if prefill == "full" else engine.counters.events > 3
+    for token in tokens(150, seed=1):
+        engine.step(token)
+        check_invariants(engine)
+    assert engine.used <= 64 + 64
+    report = engine.kv_report()
+    assert report["evicted"] == report["seen"] - report["kept"] > 0
+    assert report["events"] == engine.counters.events
+    assert np.isfinite(llama.native.logits()).all()
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_bounds_the_cache_or_says_that_it_keeps_all(open_llama, tokens, policy):
+    llama = open_llama(MODELS["llama-gqa-2"], policy=policy)
+    engine = read(llama, tokens(300))
+    check_invariants(engine)
+    assert engine.used == (300 if policy == "full" else 64)
+    assert (engine.counters.events > 0) == (policy != "full")
+
+
+@pytest.mark.parametrize("type_v", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("type_k", ["f16", "q8_0", "q4_0"])
+def test_quantised_caches_evict_and_their_positions_follow_the_key_type(
+    open_llama, tokens, type_k, type_v
+):
+    llama = open_llama(MODELS["llama-gqa-2"], type_k=type_k, type_v=type_v)
+    engine = read(llama, tokens(300))
+    check_invariants(engine)
+    assert engine.positions == ("compact" if type_k == "f16" else "original")
+    assert engine.native.position == (63 if type_k == "f16" else 299)
+
+
+@pytest.mark.parametrize("budget", [255, 256, 257])
+@pytest.mark.parametrize("n_prompt", [254, 255, 256, 257, 258, 576, 577, 1000])
+def test_block_edges_keep_exactly_the_budget(open_llama, tokens, budget, n_prompt):
+    llama = open_llama(MODELS["llama-gqa-2"], budget=budget)
+    engine = read(llama, tokens(n_prompt))
+    check_invariants(engine)
+    assert engine.used == min(budget, n_prompt)
+
+
+@pytest.mark.parametrize("n_ubatch", [16, 17, 63, 64, 65])
+def test_chunk_sizes_change_neither_bounds_nor_counts(open_llama, tokens, n_ubatch):
+    llama = open_llama(MODELS["llama-gqa-2"], n_ubatch=n_ubatch)
+    engine = read(llama, tokens(400), guide=tokens(10, seed=4))
+    check_invariants(engine)
+    assert (engine.used, engine.counters.seen) == (64, 400)
+
+
+def test_nothing_is_evicted_or_probed_while_everything_fits(open_llama, tokens):
+    llama = open_llama(MODELS["llama-gqa-2"], budget=256)
+    engine = read(llama, tokens(250), guide=tokens(10, seed=4))
+    report = engine.kv_report()
+    assert (report["events"], report["evicted"], report["guide_ms"]) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf, 0.0, 1e30])
+def test_sinks_pinned_and_recent_rows_survive_any_score(open_llama, tokens, fill):
+    llama = open_llama(MODELS["llama-gqa-2"])
+    engine = llama.engine
+
+    class Odd:
+        evicts, keeps_sinks = True, True
+        request = staticmethod(lambda *_: None)
+
+        @staticmethod
+        def score(observation):
+            return np.full(observation.positions.shape, fill, np.float32)
+
+    engine.policy = Odd()
+    text = tokens(500)
+    engine.open(len(text), 16, 20)
+    engine.read(text)
+    positions = engine.true_positions
+    np.testing.assert_array_equal(
+        positions[..., :20], np.broadcast_to(np.arange(20), (*positions.shape[:2], 20))
+    )
+    np.testing.assert_array_equal(
+        positions[..., -8:], np.broadcast_to(np.arange(492, 500), (*positions.shape[:2], 8))
+    )
+
+
+def test_heads_and_layers_keep_different_tokens(open_llama, tokens):
+    llama = open_llama(MODELS["llama-mha"])
+    engine = read(llama, tokens(400))
+    rows = engine.true_positions.reshape(-1, 64)
+    assert len({row.tobytes() for row in rows}) == len(rows)
+
+
+def test_both_scorings_keep_nearly_the_same_rows(open_llama, tokens):
+    kept = []
+    for scoring in ("native", "numpy"):
+        llama = open_llama(MODELS["llama-gqa-2"], scoring=scoring)
+        kept.append(read(llama, tokens(180), guide=tokens(10, seed=4)).true_positions)
+    same = [np.isin(a, b).mean() for a, b in zip(*(k.reshape(-1, 64) for k in kept), strict=True)]
+    assert np.mean(same) > 0.97
+
+
+def test_two_runs_in_one_process_equal_a_fresh_run(open_llama, tokens):
+    fresh = open_llama(MODELS["qwen2-gqa-8"])
+    expected = read(fresh, tokens(300)).native.logits().copy()
+    llama = open_llama(MODELS["qwen2-gqa-8"])
+    for seed in (7, 0):
+        llama.engine.clear() if llama.engine.is_open else None
+        read(llama, tokens(300, seed=seed))
+    np.testing.assert_array_equal(llama.native.logits(), expected)
+
+
+def test_budget_in_percent_and_bytes(open_llama, tokens):
+    llama = open_llama(MODELS["llama-gqa-2"], budget="25%")
+    assert read(llama, tokens(400)).budget == 100
+    # 2 layers x 2 heads x 64 x 2 tensors x 2 bytes = 1 KiB a row: 512 rows, 80 of them reserved
+    llama = open_llama(MODELS["llama-gqa-2"], budget="512KiB")
+    engine = read(llama, tokens(600))
+    assert (engine.budget, engine.capacity) == (432, 512)
+    assert engine.kv_report()["bytes"] == 512 * 1024
+
+
+def test_window_layers_keep_their_own_size_whatever_the_budget(open_llama, tokens):
+    small = read(open_llama(MODELS["gemma3"], budget=64), tokens(300))
+    large = read(open_llama(MODELS["gemma3"], budget=512), tokens(300))
+    assert small.positions == "original"
+    assert small.native.bytes()["other"] == large.native.bytes()["other"] > 0
+    assert small.native.bytes()["k"] < large.native.bytes()["k"]
+
+
+def test_whole_prefill_is_refused_when_the_next_turn_does_not_fit(open_llama, tokens):
+    llama = open_llama(MODELS["llama-gqa-2"], policy="full")
+    engine = read(llama, tokens(300))
+    with pytest.raises(CacheFullError, match=r"no room for 64 tokens: \d+ of 512 rows"):
+        engine.read(tokens(400))
+
+
+@pytest.mark.parametrize(
+    ("options", "n_pinned", "numbers"),
+    [
+        ({"budget": 12}, 0, "budget=12, n_sink=4, n_pinned=0, n_recent=8"),
+        ({"budget": 64}, 70, "n_sink=4, n_pinned=66, n_recent=8"),
+    ],
+)
+def test_a_budget_below_what_must_stay_is_refused_with_all_numbers(
+    open_llama, tokens, options, n_pinned, numbers
+):
+    with pytest.raises(ConfigError, match=numbers):
+        open_llama(MODELS["llama-gqa-2"], **options).engine.open(100, 16, n_pinned)
+
+
+def test_a_budget_larger_than_memory_is_refused_before_anything_is_allocated(open_llama):
+    llama = open_llama(MODELS["llama-gqa-2"], budget=10**9)
+    with pytest.raises(ConfigError, match=r"GiB for K and V but .* GiB are free"):
+        llama.engine.open(100, 16, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        (builders.llama(head_dim=64), {"type_k": "q4_0", "positions": "compact"}, "q4_0"),
+        (builders.gemma2(head_dim=64), {"positions": "compact"}, "sliding-window"),
+        (builders.llama(head_dim=64, long_rope=True), {"positions": "original"}, "long-rope"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused_before_loading(
+    open_llama, model, options, reason
+):
+    with pytest.raises(UnsupportedModelError, match=reason):
+        open_llama(model, **options)
+
+
+def test_n_ctx_is_refused_with_a_line_that_names_budget(open_llama):
+    with pytest.raises(ConfigError, match="budget="):
+        open_llama(MODELS["llama-gqa-2"], n_ctx=4096)
+
+
+def test_evictions_are_reported_one_by_one(open_llama, tokens):
+    events = []
+    llama = open_llama(MODELS["llama-gqa-2"], on_evict=events.append)
+    engine = read(llama, tokens(500), guide=tokens(10, seed=4))
+    assert len(events) == engine.counters.events > 0
+    assert sum(event.used - event.kept for event in events) >= 500 - 64
+    assert all(event.kept == 64 for event in events)

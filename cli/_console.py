@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    from restkv_local.session import Progress
+    from restkv_local.engine import Progress
 
 MIB = 1024 * 1024
 
@@ -119,11 +119,11 @@ def print_stats(report: dict[str, Any]) -> None:
 
 
 class AnswerWriter:
-    """Stream an answer to stdout and end it with exactly one newline at least."""
+    """Stream an answer to stdout; its last line ends, also when it breaks off."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
-        self._at_line_start = False
+        self._at_line_start = True
 
     def write(self, piece: str) -> None:
         """Write one piece and flush it, so that a pipe sees words as they come."""
@@ -135,7 +135,7 @@ class AnswerWriter:
             sys.stdout.flush()
 
     def end(self) -> None:
-        """Finish the last line."""
+        """Finish the last line, if one was begun."""
         if not self._at_line_start:
             sys.stdout.write("\n")
             sys.stdout.flush()

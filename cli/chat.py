@@ -121,8 +121,10 @@ def answer_once(session: ChatSession, text: str, documents: list[str], *, as_jso
         print_json(session.report.to_json())
     else:
         writer = AnswerWriter()
-        finished = run_turn(session, text, documents, writer.write)
-        writer.end()
+        try:
+            finished = run_turn(session, text, documents, writer.write)
+        finally:
+            writer.end()
     print_stats(session.report.to_json())
     if not finished:
         raise typer.Exit(130)

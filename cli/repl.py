@@ -193,7 +193,8 @@ class Repl:
                 # Nothing was read: the files still belong to the next message.
                 self._pending = documents
             raise
-        writer.end()
+        finally:
+            writer.end()
         self._n_turns += 1
         print_stats(self._session.report.to_json())
 
@@ -224,7 +225,7 @@ class Repl:
         print_note(
             f"KV {view.kept:,.0f}/{view.seen:,} kept, budget {view.budget:,}, "
             f"capacity {view.capacity:,}, pinned {view.n_pinned:,}\n"
-            f"evicted {view.evicted:,.0f} in {view.events:,} evictions, {view.n_turns:,} turn{'' if view.n_turns == 1 else 's'}\n"
+            f"evicted {view.evicted:,.0f} in {view.events:,} evictions, turns {view.n_turns:,}\n"
             f"memory {format_bytes(view.bytes)}, full {format_bytes(view.bytes_full)}"
         )
 

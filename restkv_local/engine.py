@@ -262,8 +262,8 @@ class Engine:
                 seconds = time.perf_counter() - start
                 done = first + len(chunk)
                 on_progress(Progress(done, len(tokens), seconds, self.counters.events))
-        # The prompt's own newest queries are the guide now: no probe is needed.
-        if self.policy.evicts and self.used > self.budget:
+        # Read whole, evicted once: the prompt's own newest queries are the guide, no probe is needed.
+        if self.policy.evicts and self.config.prefill == "full" and self.used > self.budget:
             self._evict(self._n_window(len(guide) or self.config.n_obs))
 
     def step(self, token: int) -> None:

@@ -83,6 +83,12 @@ def test_an_engine_error_is_one_line(run_cli):
     assert result.err == "error: no free rows are left\n"
 
 
+def test_an_answer_that_breaks_off_ends_its_line(run_cli):
+    result = run_cli("model.gguf", "-p", "burst")
+    assert (result.code, result.out) == (1, "half an \n")
+    assert result.err == "error: no free rows are left\n"
+
+
 def test_an_error_of_several_lines_is_printed_as_one(capsys):
     print_error("first\n  second")
     assert capsys.readouterr().err == "error: first second\n"

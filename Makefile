@@ -31,8 +31,12 @@ chat: setup ## chat with the demo model
 lint: setup ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/codespell README.md ARCHITECTURE.md CHANGELOG.md restkv_local cli patches/README.md patches/src tests
-	$(BIN)/mypy
+	$(BIN)/codespell README.md ARCHITECTURE.md CHANGELOG.md restkv_local cli patches/README.md patches/src
+	@# cli/ is installed as restkv_local.cli: show mypy the tree as it is installed
+	@mkdir -p build/types/restkv_local
+	@ln -sfn $(CURDIR)/restkv_local/* build/types/restkv_local/ && ln -sfn $(CURDIR)/cli build/types/restkv_local/cli
+	MYPYPATH=build/types $(BIN)/mypy -p restkv_local
+	$(BIN)/mypy patches/prepare.py patches/check.py
 
 test: lint ## lint and all tests but the slow ones
 	$(BIN)/pytest

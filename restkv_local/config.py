@@ -14,6 +14,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "positions": ("auto", "original", "compact"),
     "scoring": ("native", "numpy"),
     "order": ("aggregate", "per_query"),
+    "guide_reduction": ("ema", "mean", "max"),
     "type_k": ("f16", "q8_0", "q4_0"),
     "type_v": ("f16", "q8_0", "q4_0"),
 }
@@ -83,13 +84,16 @@ class Config:
     order: Literal["aggregate", "per_query"] = "aggregate"
     past_only: bool = False
     use_wo: bool = True
+    # max: of a question's tokens each asks for something else, and with EMA its last five, the
+    # template's, carry 83 % of the weight. 1,500 tokens, 128 rows: ema 14, mean 17, max 20 of 20.
+    guide_reduction: Literal["ema", "mean", "max"] = "max"
 
     n_predict: int = 512  # -1: until the model stops
     temp: float = 0.8
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
-    seed: int = 0  # -1: a new one each run
+    seed: int = -1  # -1: a new one each run
 
     n_threads: int = 0  # 0: the number of physical cores
     n_gpu_layers: int = 0

@@ -23,6 +23,7 @@ from restkv_local.native import NativeContext
 from restkv_local.observe import observe_native, observe_nothing, observe_numpy
 from restkv_local.output_factors import fold_v_rotation, load_output_factors
 from restkv_local.planning import plan_eviction, protect_rows
+from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import make_policy
 from restkv_local.types import F32, I32, Observation
 
@@ -264,7 +265,7 @@ class Engine:
                 on_progress(Progress(done, len(tokens), seconds, self.counters.events))
         # Read whole, evicted once: the prompt's own newest queries are the guide, no probe is needed.
         if self.policy.evicts and self.config.prefill == "full" and self.used > self.budget:
-            self._evict(self._n_window(len(guide) or self.config.n_obs))
+            self._evict(self._n_window(len(guide) or self.config.n_obs), guided=bool(guide))
 
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
@@ -301,7 +302,7 @@ class Engine:
         self._decode(guide, probe=True)
         guide_ms = (time.perf_counter() - start) * 1e3
         try:
-            self._evict(len(guide), n_probe=len(guide), guide_ms=guide_ms)
+            self._evict(len(guide), guided=True, n_probe=len(guide), guide_ms=guide_ms)
         except KeyboardInterrupt:
             self._drop_probe(len(guide))
             raise
@@ -310,20 +311,24 @@ class Engine:
         self.native.remove_tail(n_probe)
         self.used -= n_probe
 
-    def _evict(self, n_window: int, *, n_probe: int = 0, guide_ms: float = 0.0) -> None:
+    def _evict(
+        self, n_window: int, *, guided: bool = False, n_probe: int = 0, guide_ms: float = 0.0
+    ) -> None:
         """Score all rows by the newest ``n_window`` queries, drop the probe, keep ``budget`` rows."""
         config, counters = self.config, self.counters
+        policy = self.policy.guided() if guided else self.policy
         start = time.perf_counter()
         n_rows = self.used - n_probe
-        observations = self._observe(n_window, n_rows)
-        scores = [self.policy.score(observation)[:, :n_rows] for observation in observations]
+        observations = self._observe(policy, n_window, n_rows)
+        scores = [policy.score(observation)[:, :n_rows] for observation in observations]
         n_layer, n_head_kv = self._rows.shape[:2]
         allocation = self._allocator.allocate(self.budget, n_layer, n_head_kv, scores)
+        n_sink = config.n_sink if policy.keeps_sinks else 0
         protected = protect_rows(
             n_rows,
-            n_sink=config.n_sink if self.policy.keeps_sinks else 0,
+            n_sink=n_sink,
             n_recent=config.n_recent,
-            n_pinned=max(0, self.n_pinned - (config.n_sink if self.policy.keeps_sinks else 0)),
+            n_pinned=max(0, self.n_pinned - n_sink),
         )
         plan = plan_eviction(scores, allocation, protected)
         keep = plan.as_array()
@@ -351,11 +356,11 @@ class Engine:
             event = EvictionEvent(counters.seen, used, n_keep, score_ms, compact_ms, guide_ms)
             self._on_evict(event)
 
-    def _observe(self, n_window: int, n_rows: int) -> list[Observation]:
+    def _observe(self, policy: Policy, n_window: int, n_rows: int) -> list[Observation]:
         positions = self.true_positions
         event = self.counters.events
         n_select = max(1, self.budget - self.config.n_recent)
-        request = self.policy.request(n_window, int(positions.max()), min(n_select, n_rows))
+        request = policy.request(n_window, int(positions.max()), min(n_select, n_rows))
         if request is None:
             return observe_nothing(positions, event)
         if self.config.scoring == "numpy":

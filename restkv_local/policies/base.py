@@ -42,6 +42,10 @@ class Policy(Protocol):
         """Build the policy from the options it understands."""
         ...
 
+    def guided(self) -> Policy:
+        """Return the policy for a window that is a question, not the running text: by default itself."""
+        return self
+
     def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest | None:
         """Say what has to be observed; None if the policy needs no attention.
 

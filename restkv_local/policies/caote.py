@@ -29,6 +29,7 @@ class Caote(RestKV):
     source: ClassVar[str] = "CAOTE, 2025, arXiv:2504.14051"
 
     reduction: Reduction = "mean"
+    guide_reduction: Reduction = "mean"
     use_wo: bool = False
     adaptive: bool = False
 

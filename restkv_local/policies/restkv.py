@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -36,6 +36,9 @@ class RestKV(Policy):
     ----------
     reduction : Reduction
         Temporal smoothing; the paper's is ``"ema"``.
+    guide_reduction : Reduction
+        The same when the window is a question: its words ask for different
+        things, and the last of them are the template's.
     alpha : float
         Weight of a newer query against all older ones.
     order : {"aggregate", "per_query"}
@@ -76,6 +79,7 @@ class RestKV(Policy):
     source: ClassVar[str] = "An et al., ReST-KV, ICLR 2026, arXiv:2605.08840"
 
     reduction: Reduction = "ema"
+    guide_reduction: Reduction = DEFAULTS.guide_reduction
     alpha: float = DEFAULTS.alpha
     order: Literal["aggregate", "per_query"] = DEFAULTS.order
     tau: float = DEFAULTS.tau
@@ -89,13 +93,14 @@ class RestKV(Policy):
 
     def __post_init__(self) -> None:
         """Refuse a reduction whose odds mean nothing."""
-        if self.reduction == "sum":
+        if "sum" in (self.reduction, self.guide_reduction):
             raise ConfigError("reduction must leave attention within [0, 1]; got reduction='sum'")
 
     @classmethod
     def from_config(cls, config: Config) -> RestKV:
         """Build the policy from the options it understands."""
         return cls(
+            guide_reduction=config.guide_reduction,
             alpha=config.alpha,
             order=config.order,
             tau=config.tau,
@@ -104,6 +109,10 @@ class RestKV(Policy):
             kernel=config.kernel,
             scale=config.scale,
         )
+
+    def guided(self) -> RestKV:
+        """Return the policy with the reduction for a question."""
+        return replace(self, reduction=self.guide_reduction)
 
     def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest:
         """Ask for reduced attention and distances, and for drift where it can matter."""

@@ -10,7 +10,7 @@ from restkv_local.cli.main import main
 from restkv_local.config import DEFAULTS
 
 # Config fields that are switches of the Python API only.
-NOT_ON_THE_COMMAND_LINE = {"order", "past_only", "use_wo"}
+NOT_ON_THE_COMMAND_LINE = {"guide_reduction", "order", "past_only", "use_wo"}
 
 SPELLINGS = [
     (["--budget", "512"], "budget", "512"),

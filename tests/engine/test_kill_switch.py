@@ -75,7 +75,9 @@ def test_a_budget_that_holds_everything_equals_the_unpatched_build(tmp_path, typ
     pool = logits_of(model, tmp_path / "a.npy", "pool", type_kv)
     # The loader refuses an unpatched library by design, so the script skips it here.
     script = SCRIPT.replace("llama = _library.load()", "import llama_cpp.llama_cpp as llama")
-    script = script.replace('print("pool"', "0 and print(").replace(", llama._lib.llama_restkv_attach(ctypes.c_void_p(ctx))", "")
+    script = script.replace('print("pool"', "0 and print(").replace(
+        ", llama._lib.llama_restkv_attach(ctypes.c_void_p(ctx))", ""
+    )
     subprocess.run(
         [sys.executable, "-c", script, str(model), str(tmp_path / "b.npy"), "plain", str(type_kv)],
         env=os.environ | {"LLAMA_CPP_LIB_PATH": str(stock)},

@@ -25,7 +25,13 @@ def test_series_names_every_patch_in_order():
 @pytest.mark.parametrize("name", FILES)
 def test_header_says_what_why_and_on_what_it_relies(name):
     header = (PATCHES / name).read_text().split("\n---\n")[0]
-    for field in ("Subject: ", "\nWhy a patch: ", "\nRelies on: ", "\nForwarded: ", "\nLast-Update: "):
+    for field in (
+        "Subject: ",
+        "\nWhy a patch: ",
+        "\nRelies on: ",
+        "\nForwarded: ",
+        "\nLast-Update: ",
+    ):
         assert field in header, f"{name} has no {field.strip()}"
 
 

@@ -196,3 +196,11 @@ def test_options_reach_the_policy():
     assert not request.project
     assert request.tau == 2.0
     assert request.alpha == 0.5
+
+
+def test_a_question_is_reduced_by_its_own_rule():
+    """EMA would give the last template tokens of a guide most of the weight."""
+    policy = RestKV(guide_reduction="max")
+    assert policy.guided().request(8, 100, 6).reductions == ("max",)
+    assert policy.request(8, 100, 6).reductions == ("ema",)
+    assert RestKV.from_config(Config(guide_reduction="mean")).guided().reduction == "mean"

@@ -263,9 +263,9 @@ class Engine:
                 seconds = time.perf_counter() - start
                 done = first + len(chunk)
                 on_progress(Progress(done, len(tokens), seconds, self.counters.events))
-        # Read whole, evicted once: the prompt's own newest queries are the guide, no probe is needed.
+        # Read whole, evicted once by its own newest queries: the papers' protocol, and their rule.
         if self.policy.evicts and self.config.prefill == "full" and self.used > self.budget:
-            self._evict(self._n_window(len(guide) or self.config.n_obs), guided=bool(guide))
+            self._evict(self._n_window(self.config.n_obs))
 
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
@@ -273,7 +273,8 @@ class Engine:
         if self.policy.evicts:
             limit = min(limit, self.budget + self.config.n_ubatch)
             if self.used + 1 > limit:
-                self._evict(self._n_window(self.config.n_obs))
+                # The window is the question and the answer so far: it asks for particular rows too.
+                self._evict(self._n_window(self.config.n_obs), guided=self.config.guide != "off")
         self._decode([token])
 
     def _decode(self, tokens: list[int], *, probe: bool = False) -> None:

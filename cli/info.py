@@ -10,9 +10,11 @@ from restkv_local.cli._console import format_bytes, print_json, stdout_console
 from restkv_local.config import DEFAULTS, Config, parse_budget, resolve_budget
 from restkv_local.errors import UnsupportedModelError
 from restkv_local.model_file import (
+    ROW_PAD,
     ModelShape,
     check_supported,
     kv_bytes_per_token,
+    pad_rows,
     read_model,
     supported_positions,
     swa_cache_bytes,
@@ -20,9 +22,6 @@ from restkv_local.model_file import (
 
 # Text lengths people ask about; the model's trained length joins them.
 N_CTX_SHOWN = (4096, 16384, 65536)
-
-# llama.cpp allocates cells in multiples of this many.
-N_CELL_PAD = 256
 
 
 def info(
@@ -84,8 +83,8 @@ def collect_facts(shape: ModelShape, config: Config) -> dict[str, Any]:
     memory = []
     # A model of sliding-window layers only has nothing that a budget could bound.
     for n_ctx in sorted({*N_CTX_SHOWN, shape.n_ctx_train}) if per_token else ():
-        budget = resolve_budget(spec, per_token, n_reserve, n_ctx, N_CELL_PAD)
-        capacity = -(-(budget + n_reserve) // N_CELL_PAD) * N_CELL_PAD
+        budget = resolve_budget(spec, per_token, n_reserve, n_ctx, ROW_PAD)
+        capacity = pad_rows(budget + n_reserve)
         memory.append(
             {
                 "n_ctx": n_ctx,

@@ -14,8 +14,10 @@ from restkv_local.allocators.registry import make_allocator
 from restkv_local.config import Config, check_budget, parse_budget, resolve_budget
 from restkv_local.errors import ConfigError, NativeError
 from restkv_local.model_file import (
+    ROW_PAD,
     ModelShape,
     kv_bytes_per_token,
+    pad_rows,
     supported_positions,
     swa_cache_bytes,
 )
@@ -26,9 +28,6 @@ from restkv_local.planning import plan_eviction, protect_rows
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import make_policy
 from restkv_local.types import F32, I32, Observation
-
-# llama.cpp allocates and attends to rows in multiples of this.
-ROW_PAD = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class Engine:
             )
             if config.prefill == "full":
                 n_rows = max(whole, n_rows)
-        n_rows = -(-n_rows // ROW_PAD) * ROW_PAD
+        n_rows = pad_rows(n_rows)
         if self.is_open and self.capacity == n_rows:
             return
         self._check_memory(n_rows, row_bytes)

@@ -73,11 +73,8 @@ class Llama:
         except BaseException:
             self.native.close()
             raise
-
-    def make_sampler(self) -> Any:
-        """Return a llama.cpp sampler chain as configured."""
         config = self.config
-        return self.native.make_sampler(
+        self.sampler: Any = self.native.make_sampler(
             temp=config.temp,
             top_k=config.top_k,
             top_p=config.top_p,
@@ -87,6 +84,9 @@ class Llama:
 
     def close(self) -> None:
         """Free model and cache; calling it again does nothing."""
+        if self.sampler is not None:
+            self.native.free_sampler(self.sampler)
+            self.sampler = None
         self.native.close()
 
     def __enter__(self) -> Llama:

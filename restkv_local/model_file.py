@@ -39,7 +39,7 @@ CACHE_TYPES: dict[str, tuple[int, int]] = {
 POSITIONS = ("original", "compact")
 # ggml types that hold indices or intermediate results, never a matrix to multiply with
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
-SWA_CELL_PAD = 256  # llama.cpp rounds the sliding-window cache up to this
+ROW_PAD = 256  # llama.cpp allocates and attends to rows in multiples of this
 
 # general.file_type -> label; the quantisation mix of the file as its maker named it
 _FILE_TYPES: dict[int, str] = {
@@ -287,12 +287,17 @@ def kv_bytes_per_token(shape: ModelShape, type_k: str = "f16", type_v: str = "f1
     return len(shape.full_layers) * shape.n_head_kv * kv_row_bytes(shape, type_k, type_v)
 
 
+def pad_rows(n_rows: int) -> int:
+    """Rows that llama.cpp allocates when asked for ``n_rows``."""
+    return -(-n_rows // ROW_PAD) * ROW_PAD
+
+
 def swa_cache_bytes(
     shape: ModelShape, n_ubatch: int, type_k: str = "f16", type_v: str = "f16"
 ) -> int:
     """Bytes of the sliding-window layers' own cache, whatever the budget; 0 without them."""
     n_swa_layer = shape.n_layer - len(shape.full_layers)
-    cells = -(-(shape.n_swa + n_ubatch) // SWA_CELL_PAD) * SWA_CELL_PAD
+    cells = pad_rows(shape.n_swa + n_ubatch)
     return n_swa_layer * shape.n_head_kv * cells * kv_row_bytes(shape, type_k, type_v)
 
 

@@ -71,7 +71,6 @@ class ChatSession:
         self._system: list[Message] = (
             [{"role": "system", "content": system}] if system is not None else []
         )
-        self._sampler = llama.make_sampler()
         self.report = TurnReport(llama.shape.name, llama.version)
         self.messages: list[Message] = []
         self.clear()
@@ -80,6 +79,7 @@ class ChatSession:
         """Start over: no messages but the system prompt, no rows."""
         self.messages = list(self._system)
         self._text = ""  # what the cache holds, as text
+        self._native.reset_sampler(self._llama.sampler)
         if self._engine.is_open:
             self._engine.clear()
 
@@ -185,7 +185,7 @@ class ChatSession:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         n_said = 0
         while n_predict < 0 or n_said < n_predict:
-            token = self._native.sample(self._sampler)
+            token = self._native.sample(self._llama.sampler)
             if self._native.is_eog(token):
                 self.report.finish_reason = "stop"
                 break

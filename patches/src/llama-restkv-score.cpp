@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <functional>
 #include <list>
-#include <numeric>
 
 namespace {
 
@@ -61,6 +60,33 @@ ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & poo
     kq = ggml_soft_max_ext(ctx, kq, win.mask, scale, 0.0f);
     ggml_soft_max_add_sinks(kq, layer.sinks);
     return kq;
+}
+
+// maximum over dimension 1: attn [n_used, n_window, n_head] -> [n_used, 1, n_head]
+void maximum_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const ggml_tensor * attn = dst->src[0];
+    GGML_UNUSED(userdata);
+
+    const int64_t n_used = attn->ne[0];
+    for (int64_t h = ith; h < attn->ne[2]; h += nth) {
+        const float * a = (const float *) attn->data + h*attn->ne[1]*n_used;
+        float * out = (float *) dst->data + h*n_used;
+        std::copy(a, a + n_used, out);
+        for (int64_t w = 1; w < attn->ne[1]; ++w) {
+            for (int64_t j = 0; j < n_used; ++j) {
+                out[j] = std::max(out[j], a[w*n_used + j]);
+            }
+        }
+    }
+}
+
+// F32 [n_used, 1, n_head]
+ggml_tensor * window_maximum(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * attn) {
+    if (ggml_backend_buft_is_host(layer.buft)) {
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, attn->ne[0], 1, attn->ne[2], 1, &attn, 1, maximum_cpu, GGML_N_TASKS_MAX, nullptr);
+    }
+    ggml_tensor * cur = ggml_pool_2d(ctx, transpose(ctx, attn), GGML_OP_POOL_MAX, attn->ne[1], 1, attn->ne[1], 1, 0, 0);
+    return ggml_reshape_3d(ctx, cur, attn->ne[0], 1, attn->ne[2]);
 }
 
 // values and their images under the output factors, laid out for one query head after the other of a group
@@ -176,20 +202,23 @@ void drift_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
 
     const int64_t n_used   = attn->ne[0];
     const int64_t n_window = attn->ne[1];
-    std::vector<int32_t> order(n_used);
+    std::vector<float> ranked(n_used);
 
     for (int64_t i = ith; i < n_window*attn->ne[2]; i += nth) {
         const float * a = (const float *) attn->data + i*n_used;
         const float * p = (const float *) pos->data + i/n_window/args.n_gqa*n_used;
 
-        std::iota(order.begin(), order.end(), 0);
-        std::nth_element(order.begin(), order.begin() + args.top_k - 1, order.end(), [&](int32_t x, int32_t y) {
-            return a[x] > a[y] || (a[x] == a[y] && x < y);
-        });
+        // the weakest weight that still counts; equal weights count the older row first
+        ranked.assign(a, a + n_used);
+        std::nth_element(ranked.begin(), ranked.begin() + args.top_k - 1, ranked.end(), std::greater<float>());
+        const float edge = ranked[args.top_k - 1];
+        int32_t n_equal = args.top_k - std::count_if(a, a + n_used, [edge](float x) { return x > edge; });
 
         double sum = 0.0;
-        for (int32_t j = 0; j < args.top_k; ++j) {
-            sum += p[order[j]];
+        for (int64_t j = 0; j < n_used; ++j) {
+            if (a[j] > edge || (a[j] == edge && n_equal-- > 0)) {
+                sum += p[j];
+            }
         }
         ((float *) dst->data)[i] = sum/args.top_k;
     }
@@ -279,7 +308,7 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
 
             ggml_tensor * attn    = window_attention(c, pool, layer, win);
             ggml_tensor * linear  = nullptr; // [n_used, n_weights, n_head]
-            ggml_tensor * maximum = nullptr; // [1, n_used, n_head]
+            ggml_tensor * maximum = nullptr; // [n_used, 1, n_head]
 
             if (args.n_weights > 0) {
                 linear = contract(c, layer, attn, ggml_view_3d(c, win.weights, args.n_weights, n_window, layer.n_head,
@@ -288,7 +317,7 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
                 run.output(linear, out.linear.data());
             }
             if (with_max) {
-                maximum = ggml_pool_2d(c, transpose(c, attn), GGML_OP_POOL_MAX, n_window, 1, n_window, 1, 0, 0);
+                maximum = window_maximum(c, layer, attn);
                 out.maximum.resize(ggml_nelements(maximum));
                 run.output(maximum, out.maximum.data());
             }

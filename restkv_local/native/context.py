@@ -280,6 +280,10 @@ class NativeContext:
         llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_dist(seed & 0xFFFFFFFF))
         return chain
 
+    def reset_sampler(self, sampler: Any) -> None:
+        """Start a chain over, its seed included."""
+        self._llama.llama_sampler_reset(sampler)
+
     def free_sampler(self, sampler: Any) -> None:
         """Free a chain of :meth:`make_sampler`."""
         self._llama.llama_sampler_free(sampler)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from restkv_local.cli import info as info_module
 from restkv_local.cli.main import chat_main, main
 
 from restkv_local.errors import LibraryNotFoundError
@@ -82,12 +81,6 @@ def test_sliding_window_layers_are_counted_apart(run_cli, tmp_path):
     assert row["bytes_full"] == row["n_ctx"] * facts["kv_bytes_per_token"] + facts["kv_bytes_swa"]
     result = run_cli("info", path, command=main)
     assert "1 with full attention" in result.out
-
-
-def test_capacity_is_rounded_as_the_engine_rounds_it():
-    from restkv_local.engine import ROW_PAD
-
-    assert info_module.N_CELL_PAD == ROW_PAD
 
 
 def test_info_needs_neither_numpy_nor_the_library(model):

@@ -129,3 +129,9 @@ def test_streaming_window_loses_what_scores_keep():
         answer = "".join(session.send(QUESTION, documents=[DOCUMENT]))
         assert session.report.kv["evicted"] > 600
     assert NUMBER not in answer
+
+
+def test_a_seed_repeats_an_answer_in_the_same_process():
+    with Llama("demo", budget=256, temp=1.0, seed=7, n_predict=24) as llama:
+        answers = ["".join(ChatSession(llama).send("Tell me about rain.")) for _ in range(2)]
+    assert answers[0] == answers[1]

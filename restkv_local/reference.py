@@ -124,11 +124,42 @@ def output_change(
     Returns
     -------
     ndarray of shape (n_head, n_obs, n_kv), float64
-        ``1 - a`` is taken as at least 1e-6.
+        Where ``1 - a`` is below 1e-6, the bound of `distance_without`.
     """
-    odds = attn / np.maximum(1.0 - attn, REST_MIN)
-    change: F64 = odds * output_distance(attn, v, factors, n_past) ** tau
+    rest = 1.0 - attn
+    odds = attn / np.maximum(rest, REST_MIN)
+    distance = output_distance(attn, v, factors, n_past)
+    taken = rest < REST_MIN
+    bound = distance_without(attn, distance, taken)
+    change: F64 = np.where(taken, bound**tau, odds * distance**tau)
     return change
+
+
+def distance_without(attention: F64, distance: F64, taken: Bool) -> F64:
+    """How far the output may move where one row has all the attention.
+
+    There ``o`` and ``v_n`` agree in every digit, the measured distance is
+    rounding noise or 0, and the most wanted row would rank last. What is left
+    without it is a mean of the other values, and by the triangle inequality
+    their mean distance bounds the move.
+
+    Parameters
+    ----------
+    attention, distance : ndarray of shape (..., n_kv), float64
+    taken : ndarray of shape (..., n_kv), bool
+        The rows with all the attention.
+
+    Returns
+    -------
+    ndarray of shape (..., 1), float64
+        0 where there is no other row.
+    """
+    # The tiny constant makes it a plain mean where the others have no attention at all.
+    weights = np.where(taken, 0.0, attention + np.finfo(np.float64).tiny)
+    total = weights.sum(axis=-1, keepdims=True)
+    moved = (weights * distance).sum(axis=-1, keepdims=True)
+    mean: F64 = np.divide(moved, total, out=np.zeros_like(total), where=total > 0)
+    return mean
 
 
 def set_error(attn: F64, v: F32 | F64, w_o: F32 | F64 | None, evicted: Bool) -> F64:

@@ -32,7 +32,8 @@ class TinyModel:
     """Shape of a tiny model; ``write`` makes the file.
 
     ``n_embd`` is ``n_head * head_dim`` unless given. ``rope_freqs`` adds a tensor of frequency
-    factors, ``long_rope`` a pair of them. ``metadata`` overrides or adds keys; a None removes one.
+    factors, ``long_rope`` a pair of them. A large ``q_scale`` makes attention one-hot.
+    ``metadata`` overrides or adds keys; a None removes one.
     """
 
     arch: str = "llama"
@@ -56,6 +57,7 @@ class TinyModel:
     final_softcap: float | None = None
     yarn_factor: float | None = None
     weight_type: GGMLQuantizationType = GGMLQuantizationType.F32
+    q_scale: float = 2.0
     seed: int = 0
     metadata: Mapping[str, int | float | str | bool | None] | None = None
 
@@ -282,7 +284,7 @@ def _tensors(model: TinyModel, n_vocab: int, rng: np.random.Generator) -> dict[s
         # Q and K twice as large: logits spread enough for attention to have a shape.
         part: dict[str, F32] = {
             "attn_norm.weight": around_one(width),
-            "attn_q.weight": 2 * matrix(q_width, width),
+            "attn_q.weight": np.float32(model.q_scale) * matrix(q_width, width),
             "attn_k.weight": 2 * matrix(kv_width, width),
             "attn_v.weight": matrix(kv_width, width),
             "attn_output.weight": matrix(width, q_width),

@@ -159,10 +159,20 @@ ggml_tensor * indicator(ggml_context * ctx, const llama_restkv_layer & layer, co
                         const window & win, const llama_restkv_score_args & args) {
     const bool reduce_max = args.flags & LLAMA_RESTKV_REDUCE_MAX;
 
-    // 1 - a is clamped: float32 has no digits left below, and a == 1 must stay finite
-    ggml_tensor * rest = ggml_clamp(ctx, ggml_scale_bias(ctx, attn, -1.0f, 1.0f), 1e-6f, 1.0f);
-    ggml_tensor * odds = ggml_div(ctx, attn, rest);
-    ggml_tensor * z    = project_outputs(ctx, layer, val, transpose(ctx, attn), win);
+    // Below 1 - a = 1e-6 float32 has no digits left: v and o agree in all of them, and the row that is wanted most would
+    // rank last. There the mean distance of the other rows bounds how far the output moves without it.
+    const float rest_min = 1e-6f;
+    ggml_tensor * rest   = ggml_scale_bias(ctx, attn, -1.0f, 1.0f);
+    ggml_tensor * odds   = ggml_div(ctx, attn, ggml_clamp(ctx, rest, rest_min, 1.0f));
+    ggml_tensor * taken  = ggml_step(ctx, ggml_scale_bias(ctx, rest, -1.0f, rest_min)); // 1 where rest < rest_min
+    ggml_tensor * others = ggml_mul(ctx, ggml_scale_bias(ctx, attn, 1.0f, 1e-30f), ggml_scale_bias(ctx, taken, -1.0f, 1.0f));
+    const auto power = [&](ggml_tensor * cur) {
+        return args.tau == 1.0f ? cur : ggml_exp(ctx, ggml_scale(ctx, ggml_log(ctx, cur), args.tau));
+    };
+    const auto query = [&](ggml_tensor * cur, uint32_t w) {
+        return ggml_view_2d(ctx, cur, win.n_used, layer.n_head, cur->nb[2], w*cur->nb[1]);
+    };
+    ggml_tensor * z = project_outputs(ctx, layer, val, transpose(ctx, attn), win);
 
     ggml_tensor * acc = nullptr;
     for (uint32_t w = 0; w < win.n_window; ++w) {
@@ -173,11 +183,14 @@ ggml_tensor * indicator(ggml_context * ctx, const llama_restkv_layer & layer, co
         ggml_tensor * z_w = ggml_cont(ctx, ggml_view_3d(ctx, z, z->ne[0], 1, z->ne[2], z->nb[1], z->nb[2], w*z->nb[1]));
         ggml_tensor * cur = transpose(ctx, distance(ctx, layer, val, z_w, win)); // [n_used, n_gqa, n_head_kv]
         cur = ggml_reshape_2d(ctx, cur, win.n_used, layer.n_head);
-        if (args.tau != 1.0f) {
-            cur = ggml_exp(ctx, ggml_scale(ctx, ggml_log(ctx, cur), args.tau));
-        }
-        cur = ggml_mul(ctx, cur, ggml_view_2d(ctx, odds, win.n_used, layer.n_head, odds->nb[2], w*odds->nb[1]));
-        cur = ggml_scale(ctx, cur, weight);
+
+        ggml_tensor * other = query(others, w);
+        ggml_tensor * bound = ggml_div(ctx, ggml_sum_rows(ctx, ggml_mul(ctx, cur, other)), ggml_sum_rows(ctx, ggml_cont(ctx, other)));
+        bound = ggml_mul(ctx, ggml_cont(ctx, query(taken, w)), power(bound)); // [n_used, n_head]
+
+        cur = ggml_mul(ctx, power(cur), query(odds, w));
+        cur = ggml_mul(ctx, cur, ggml_scale_bias(ctx, ggml_cont(ctx, query(taken, w)), -1.0f, 1.0f));
+        cur = ggml_scale(ctx, ggml_add(ctx, cur, bound), weight);
         if (!acc) {
             acc = cur;
         } else if (reduce_max) {
@@ -271,7 +284,7 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
     std::fill(past.end() - n_window, past.end(), 0.0f);
 
     // the scheduler holds what the model's own graph needs, and this graph must not ask for more
-    const size_t nodes_layer = 40 + (per_query ? 14*n_window : 0);
+    const size_t nodes_layer = 50 + (per_query ? 32*n_window : 0);
     const size_t n_group     = std::max<size_t>(1, 1000/nodes_layer);
 
     size_t i_attn = 0, i_metric = 0, i_drift = 0, i_pos = 0; // running offsets: heads may differ between layers

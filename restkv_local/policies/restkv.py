@@ -11,11 +11,11 @@ from restkv_local.config import DEFAULTS, Config
 from restkv_local.errors import ConfigError
 from restkv_local.policies.base import Group, Policy, reduce_groups, to_scores
 from restkv_local.policies.smoothing import adaptive_window, smooth_rows
+from restkv_local.reference import distance_without
 from restkv_local.types import (
     F32,
     F64,
     REST_MIN,
-    Bool,
     Observation,
     ObservationRequest,
     Reduction,
@@ -150,7 +150,7 @@ class RestKV(Policy):
         indicator: F64 = odds * distance**self.tau
         taken = rest < REST_MIN
         if taken.any():
-            bound = _distance_without(attention, distance, taken)
+            bound = distance_without(attention, distance, taken)
             indicator = np.where(taken, bound**self.tau, indicator)
         return indicator
 
@@ -163,24 +163,3 @@ class RestKV(Policy):
             adaptive_window(float(drift), self.kernel, self.scale, self.shift_at_zero)
             for drift in front - rear
         ]
-
-
-def _distance_without(attention: F64, distance: F64, taken: Bool) -> F64:
-    """How far the output may move where one row has all the attention.
-
-    There ``o`` and ``v_n`` agree in every digit, the measured distance is
-    rounding noise or 0, and the most wanted row would rank last. What is left
-    without it is a mean of the other values, and by the triangle inequality
-    their mean distance bounds the move.
-
-    Returns
-    -------
-    ndarray of shape (n_head, 1), float64
-        0 where there is no other row.
-    """
-    # The tiny constant makes it a plain mean where the others have no attention at all.
-    weights = np.where(taken, 0.0, attention + np.finfo(np.float64).tiny)
-    total = weights.sum(axis=-1, keepdims=True)
-    moved = (weights * distance).sum(axis=-1, keepdims=True)
-    mean: F64 = np.divide(moved, total, out=np.zeros_like(total), where=total > 0)
-    return mean

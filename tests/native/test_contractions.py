@@ -83,6 +83,23 @@ def test_native_equals_numpy_for_every_request_and_grouping(open_native, tokens,
     assert_same_observations(*observe_both(native, request_, 17), tolerance=2e-3)
 
 
+@pytest.mark.parametrize("name", ["per-query", "per-query-tau", "per-query-max"])
+def test_a_row_with_all_the_attention_ranks_by_what_is_lost_without_it(open_native, tokens, name):
+    """In float32 its value and the output are equal: plain odds times distance would be 0."""
+    sharp = builders.llama(head_dim=64, q_scale=60.0)
+    native = open_native(sharp)
+    native.decode(tokens(60))
+    found, expected = observe_both(native, REQUESTS[name], 5)
+    attention, _, _ = native.score(flags=0, weights=np.eye(5, dtype=np.float32))
+    assert max(layer.max() for layer in attention) > 1 - 1e-6
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.isfinite(ours.indicator).all()
+        # Rows near the edge of float32 may fall on either side of it: compare the ranking's top.
+        best = theirs.indicator.argmax(axis=-1)
+        top = np.take_along_axis(ours.indicator, best[:, None], axis=-1)[:, 0]
+        assert (top >= 0.5 * ours.indicator.max(axis=-1)).all()
+
+
 @pytest.mark.parametrize("type_v", ["f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("type_k", ["f16", "q8_0", "q4_0"])
 def test_native_equals_numpy_for_quantised_and_rotated_rows(open_native, tokens, type_k, type_v):

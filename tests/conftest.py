@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 
@@ -23,6 +24,12 @@ def _demo_problem():
     except RestKVError as error:
         return str(error)
     return None
+
+
+def pytest_configure():
+    # A background job inherits an ignored SIGINT, and so would every program that the tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

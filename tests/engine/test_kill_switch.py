@@ -14,8 +14,11 @@ pytestmark = pytest.mark.native
 SCRIPT = """
 import ctypes, os, sys
 import numpy as np
-from restkv_local.native import _library
-llama = _library.load()
+if "stock" in sys.argv[3:]:
+    import llama_cpp.llama_cpp as llama  # our loader refuses an unpatched library
+else:
+    from restkv_local.native import _library
+    llama = _library.load()
 arm = llama._lib.llama_restkv_arm if "pool" in sys.argv[3:] else None
 model = llama.llama_model_load_from_file(os.fsencode(sys.argv[1]), llama.llama_model_default_params())
 params = llama.llama_context_default_params()
@@ -33,7 +36,6 @@ for chunk in (tokens[:128], tokens[128:216], *[[t] for t in tokens[216:]]):
     assert llama.llama_decode(ctx, llama.llama_batch_get_one(array, len(chunk))) == 0
     n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
     rows.append(np.ctypeslib.as_array(llama.llama_get_logits_ith(ctx, -1), shape=(n_vocab,)).copy())
-print("pool", llama._lib.llama_restkv_attach(ctypes.c_void_p(ctx)), file=sys.stderr)
 np.save(sys.argv[2], np.stack(rows))
 """
 
@@ -73,15 +75,6 @@ def test_a_budget_that_holds_everything_equals_the_unpatched_build(tmp_path, typ
         pytest.fail(f"{stock} is missing: run make stock")
     model = resolve_model("demo")
     pool = logits_of(model, tmp_path / "a.npy", "pool", type_kv)
-    # The loader refuses an unpatched library by design, so the script skips it here.
-    script = SCRIPT.replace("llama = _library.load()", "import llama_cpp.llama_cpp as llama")
-    script = script.replace('print("pool"', "0 and print(").replace(
-        ", llama._lib.llama_restkv_attach(ctypes.c_void_p(ctx))", ""
-    )
-    subprocess.run(
-        [sys.executable, "-c", script, str(model), str(tmp_path / "b.npy"), "plain", str(type_kv)],
-        env=os.environ | {"LLAMA_CPP_LIB_PATH": str(stock)},
-        check=True,
-        capture_output=True,
-    )
-    np.testing.assert_array_equal(pool, np.load(tmp_path / "b.npy"))
+    environment = {"LLAMA_CPP_LIB_PATH": str(stock)}
+    expected = logits_of(model, tmp_path / "b.npy", "stock", type_kv, **environment)
+    np.testing.assert_array_equal(pool, expected)

@@ -31,8 +31,6 @@ public:
     void expand(ggml_tensor * cur);
     void compute(); // throws llama_restkv_error
 
-    int n_nodes() const { return ggml_graph_n_nodes(gf); }
-
 private:
     llama_context *  lctx;
     ggml_context_ptr ctx_ggml;

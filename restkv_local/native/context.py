@@ -450,8 +450,7 @@ class _Log:
             if level in (3, 4):  # warning, error
                 self._lines.append(line.strip())
 
-        self._callback = callback  # a collected callback is a crash
-        _alive.append(callback)
+        _alive.append(callback)  # a collected callback is a crash
         llama.llama_log_set(callback, ctypes.c_void_p(0))
 
     def reason(self) -> str:

@@ -111,8 +111,12 @@ class RestKV(Policy):
         )
 
     def guided(self) -> RestKV:
-        """Return the policy with the reduction for a question."""
-        return replace(self, reduction=self.guide_reduction)
+        """Return the policy for a question: its own reduction, and no drift.
+
+        Each word of a question looks elsewhere, so that the halves of such a window differ by what they
+        ask for, not by where the text moves to.
+        """
+        return replace(self, reduction=self.guide_reduction, adaptive=False)
 
     def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest:
         """Ask for reduced attention and distances, and for drift where it can matter."""

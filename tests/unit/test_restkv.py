@@ -204,3 +204,10 @@ def test_a_question_is_reduced_by_its_own_rule():
     assert policy.guided().request(8, 100, 6).reductions == ("max",)
     assert policy.request(8, 100, 6).reductions == ("ema",)
     assert RestKV.from_config(Config(guide_reduction="mean")).guided().reduction == "mean"
+
+
+def test_a_question_has_no_drift():
+    """Far into a text the newest tokens are asked where they move to, a question never."""
+    policy = RestKV(scale=100.0)
+    assert policy.request(8, 5000, 6).drift
+    assert not policy.guided().request(8, 5000, 6).drift

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import psutil
 
+from restkv_local.allocators.base import Demand
 from restkv_local.allocators.registry import make_allocator
 from restkv_local.config import Config, check_budget, parse_budget, resolve_budget
 from restkv_local.errors import ConfigError, NativeError
@@ -22,12 +23,21 @@ from restkv_local.model_file import (
     swa_cache_bytes,
 )
 from restkv_local.native import NativeContext
-from restkv_local.observe import observe_native, observe_nothing, observe_numpy
+from restkv_local.observe import (
+    QueryMoments,
+    observe_native,
+    observe_nothing,
+    observe_numpy,
+    track_native,
+)
 from restkv_local.output_factors import fold_v_rotation, load_output_factors
-from restkv_local.planning import plan_eviction, protect_rows
+from restkv_local.planning import plan_eviction, protect_rows, rankable
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import make_policy
-from restkv_local.types import F32, I32, Observation
+from restkv_local.types import F32, I32, Bool, EvictionPlan, Observation
+
+# A segment may grow to this many times the average at the others' expense.
+_GROWTH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +120,13 @@ class Engine:
         self.n_pinned = 0
         self.counters = Counters()
         self._factors: dict[int, F32] = {}
-        # True positions of the rows in use: (n_layer, n_head_kv, capacity), valid up to `used`.
+        # Of every slot, valid up to `used`: true position, -1 where a KV head has no row, and what
+        # the policy tracks. Shape (n_layer, n_head_kv, n_slots).
         self._rows: I32 = np.zeros((0, 0, 0), np.int32)
+        self._tracked: F32 = np.zeros((0, 0, 0), np.float32)
+        self._moments = QueryMoments()
+        self._n_untracked = 0  # newest queries that the tracked figures lack
+        self._n_ring = 0
         self.used = 0
 
     def _supported(self) -> tuple[str, ...]:
@@ -129,8 +144,14 @@ class Engine:
 
     @property
     def true_positions(self) -> I32:
-        """True positions of the rows in use, shape (n_layer, n_head_kv, used): a view."""
+        """True positions of the slots in use, shape (n_layer, n_head_kv, used), -1 without a row: a view."""
         return self._rows[:, :, : self.used]
+
+    @property
+    def n_rows(self) -> I32:
+        """Rows in use of each layer and KV head: (n_layer, n_head_kv)."""
+        rows: I32 = np.count_nonzero(self.true_positions >= 0, axis=-1).astype(np.int32)
+        return rows
 
     # Opening
 
@@ -173,16 +194,22 @@ class Engine:
         if self.is_open and self.capacity == n_rows:
             return
         self._check_memory(n_rows, row_bytes)
+        n_slots = n_rows if self._allocator.equal else _GROWTH * n_rows
+        self._n_ring = max(config.n_obs, config.n_guide, 1)
+        if self.policy.track != "none":
+            self._n_ring = max(self._n_ring, config.n_ubatch)
         self.native.open(
             n_rows,
-            n_ring=max(config.n_obs, config.n_guide, 1),
+            n_slots=None if self._allocator.equal else n_slots,
+            n_ring=self._n_ring,
             n_ubatch=config.n_ubatch,
             n_threads=config.n_threads or psutil.cpu_count(logical=False) or 1,
             type_k=config.type_k,
             type_v=config.type_v,
         )
         layers = self.native.layers
-        self._rows = np.zeros((len(layers), layers[0].n_head_kv, self.capacity), np.int32)
+        self._rows = np.zeros((len(layers), layers[0].n_head_kv, n_slots), np.int32)
+        self._tracked = np.zeros(self._rows.shape, np.float32)
         self.clear()
         self._load_factors()
 
@@ -200,7 +227,7 @@ class Engine:
 
     def _load_factors(self) -> None:
         request = self.policy.request(self.config.n_obs, 0, 1)
-        if request is None or request.distance == "none":
+        if request is None or (request.distance == "none" and not request.value_norm):
             return
         if request.project:
             source: Iterator[tuple[int, F32]] = load_output_factors(self.shape)
@@ -222,6 +249,8 @@ class Engine:
         """Forget the sequence; the memory stays."""
         self.native.clear()
         self.used = 0
+        self._n_untracked = 0
+        self._moments = QueryMoments()
         self.counters = Counters()
 
     # Reading
@@ -255,7 +284,7 @@ class Engine:
         guide = list(guide)[-self.config.n_guide :] if self.config.n_guide else []
         for first in range(0, len(tokens), self.config.n_ubatch):
             chunk = list(tokens[first : first + self.config.n_ubatch])
-            if evicting and self.used + len(chunk) + len(guide) > self.capacity:
+            if evicting and len(chunk) + len(guide) > self.native.room:
                 self._evict_guided(guide)
             self._decode(chunk)
             if on_progress is not None:
@@ -268,23 +297,42 @@ class Engine:
 
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
-        limit = self.capacity
-        if self.policy.evicts:
-            limit = min(limit, self.budget + self.config.n_ubatch)
-            if self.used + 1 > limit:
-                # The window is the question and the answer so far: it asks for particular rows too.
-                self._evict(self._n_window(self.config.n_obs), guided=self.config.guide != "off")
+        limit = self.budget + self.config.n_ubatch
+        if self.policy.evicts and (self.native.room == 0 or self._mean_rows() + 1 > limit):
+            # The window is the question and the answer so far: it asks for particular rows too.
+            self._evict(self._n_window(self.config.n_obs), guided=self.config.guide != "off")
         self._decode([token])
 
+    def _mean_rows(self) -> float:
+        return float(self.n_rows.mean()) if self.used else 0.0
+
     def _decode(self, tokens: list[int], *, probe: bool = False) -> None:
+        n = len(tokens)
+        if self._n_untracked + n > self._n_ring:
+            self._track()
         self.native.decode(tokens)
         seen = self.counters.seen
-        n = len(tokens)
-        self._rows[:, :, self.used : self.used + n] = np.arange(seen, seen + n, dtype=np.int32)
+        positions = np.arange(seen, seen + n, dtype=np.int32)
+        self._rows[:, :, self.used : self.used + n] = positions
+        self._tracked[:, :, self.used : self.used + n] = (
+            positions if self.policy.track == "last_use" else 0
+        )
         self.used += n
-        self.counters.peak = max(self.counters.peak, self.used)
+        self.counters.peak = max(self.counters.peak, round(self._mean_rows()))
         if not probe:
             self.counters.seen += n
+            self._n_untracked += n
+
+    def _track(self) -> None:
+        """Bring what the policy tracks up to date with the newest queries."""
+        n, self._n_untracked = self._n_untracked, 0
+        if self.policy.track == "none" or n == 0:
+            return
+        if self.policy.track == "queries":
+            self._moments.add(self.native, n)
+            return
+        tracked = self._tracked[:, :, : self.used]
+        track_native(self.native, self.policy.track, n, self.counters.seen, tracked)
 
     def _n_window(self, wanted: int) -> int:
         n_observed = self.native.n_observed
@@ -295,7 +343,8 @@ class Engine:
     # Evicting
 
     def _evict_guided(self, guide: list[int]) -> None:
-        if not guide or self.policy.request(len(guide), 0, 1) is None:
+        request = self.policy.request(max(len(guide), 1), 0, 1)
+        if not guide or request is None or not request.reductions:
             self._evict(self._n_window(self.config.n_obs))
             return
         start = time.perf_counter()
@@ -314,38 +363,29 @@ class Engine:
     def _evict(
         self, n_window: int, *, guided: bool = False, n_probe: int = 0, guide_ms: float = 0.0
     ) -> None:
-        """Score all rows by the newest ``n_window`` queries, drop the probe, keep ``budget`` rows."""
-        config, counters = self.config, self.counters
-        policy = self.policy.guided() if guided else self.policy
+        """Score all rows by the newest ``n_window`` queries, drop the probe, keep the budget."""
+        counters = self.counters
         start = time.perf_counter()
-        n_rows = self.used - n_probe
-        observations = self._observe(policy, n_window, n_rows)
-        scores = [policy.score(observation)[:, :n_rows] for observation in observations]
-        n_layer, n_head_kv = self._rows.shape[:2]
-        allocation = self._allocator.allocate(self.budget, n_layer, n_head_kv, scores)
-        n_sink = config.n_sink if policy.keeps_sinks else 0
-        protected = protect_rows(
-            n_rows,
-            n_sink=n_sink,
-            n_recent=config.n_recent,
-            n_pinned=max(0, self.n_pinned - n_sink),
-        )
-        plan = plan_eviction(scores, allocation, protected)
-        keep = plan.as_array()
+        self._track()
+        plan = self.plan(n_window, guided=guided, n_probe=n_probe)
         score_ms = (time.perf_counter() - start) * 1e3
 
         start = time.perf_counter()
         if n_probe:
             self._drop_probe(n_probe)
-        n_keep = keep.shape[-1]
+        used = self.used
+        source, slot = plan.moves()
+        n_slots = int(slot.max()) + 1
         position, shift = self.native.position, None
         if self.positions == "compact":
-            position = n_keep - 1
-            shift = np.arange(n_keep, dtype=np.int32) - keep
-        used = self.used
-        self.native.compact(keep, shift, position)
-        self._rows[:, :, :n_keep] = np.take_along_axis(self._rows, keep, axis=-1)
-        self.used = n_keep
+            position, shift = n_slots - 1, slot - source[-1]
+        self.native.compact(plan.keep, shift, position)
+        target = (*source[:2], slot)
+        rows, tracked = self._rows[source], self._tracked[source]
+        self._rows[:, :, :n_slots] = -1
+        self._rows[target] = rows
+        self._tracked[target] = tracked
+        self.used = n_slots
         compact_ms = (time.perf_counter() - start) * 1e3
 
         counters.events += 1
@@ -353,20 +393,72 @@ class Engine:
         counters.compact_ms += compact_ms
         counters.guide_ms += guide_ms
         if self._on_evict is not None:
-            event = EvictionEvent(counters.seen, used, n_keep, score_ms, compact_ms, guide_ms)
+            kept = round(self._mean_rows())
+            event = EvictionEvent(counters.seen, used, kept, score_ms, compact_ms, guide_ms)
             self._on_evict(event)
 
-    def _observe(self, policy: Policy, n_window: int, n_rows: int) -> list[Observation]:
+    def plan(self, n_window: int, *, guided: bool = False, n_probe: int = 0) -> EvictionPlan:
+        """Decide what an eviction would keep; nothing changes.
+
+        Parameters
+        ----------
+        n_window : int
+            Newest queries to observe.
+        guided : bool
+            Whether they are a question.
+        n_probe : int
+            Newest rows that will go in any case.
+        """
+        config = self.config
+        policy = self.policy.guided() if guided else self.policy
+        n_kv = self.used - n_probe
+        present = self.true_positions[:, :, :n_kv] >= 0
+        n_sink = config.n_sink if policy.keeps_sinks else 0
+        protected = protect_rows(
+            n_kv,
+            n_sink=n_sink,
+            n_recent=config.n_recent,
+            n_pinned=max(0, self.n_pinned - n_sink),
+            n_absent=np.count_nonzero(~present, axis=-1),
+        )
+        observations = self._observe(policy, n_window, present)
+        scores = rankable(
+            np.stack([policy.score(observation)[:, :n_kv] for observation in observations])
+        )
+        demand = Demand(
+            budget=self.budget,
+            n_rows=np.count_nonzero(present, axis=-1).astype(np.int32),
+            candidates=present & ~protected,
+            n_most=self._rows.shape[-1] - config.n_ubatch - config.n_guide,
+            scores=scores,
+            observations=observations,
+        )
+        allocation = self._allocator.allocate(demand)
+        n_select = np.maximum(allocation - demand.least, 0)
+        for i, observation in enumerate(observations):
+            scores[i] = policy.rerank(scores[i], observation, demand.candidates[i], n_select[i])
+        return plan_eviction(scores, allocation, protected, present)
+
+    def _observe(self, policy: Policy, n_window: int, present: Bool) -> list[Observation]:
         positions = self.true_positions
         event = self.counters.events
+        # Ranks that exist in every KV head.
         n_select = max(1, self.budget - self.config.n_recent)
-        request = policy.request(n_window, int(positions.max()), min(n_select, n_rows))
+        n_select = min(n_select, int(np.count_nonzero(present, axis=-1).min()))
+        request = policy.request(n_window, int(positions.max()), n_select)
+        tracked = self._tracked[:, :, : self.used] if policy.track != "none" else None
+        moments = self._moments if policy.track == "queries" else None
         if request is None:
-            return observe_nothing(positions, event)
+            return observe_nothing(positions, event, tracked)
+        if request.reductions:
+            extra = [name for name in self._allocator.reductions if name not in request.reductions]
+            request = replace(request, reductions=(*request.reductions, *extra))
         if self.config.scoring == "numpy":
             factors = self._factors.__getitem__
-            return observe_numpy(self.native, request, n_window, positions, event, factors)
-        return observe_native(self.native, request, n_window, positions, event)
+            return observe_numpy(
+                self.native, request, n_window, positions, event, factors, tracked, moments
+            )
+        return observe_native(self.native, request, n_window, positions, event, tracked, moments)
 
     # Reporting
 
@@ -384,8 +476,8 @@ class Engine:
             "capacity": self.capacity,
             "peak": counters.peak,
             "seen": counters.seen,
-            "kept": self.used,
-            "evicted": counters.seen - self.used,
+            "kept": round(self._mean_rows()),
+            "evicted": counters.seen - round(self._mean_rows()),
             "events": counters.events,
             "score_ms": round(counters.score_ms, 3),
             "compact_ms": round(counters.compact_ms, 3),

@@ -2,12 +2,13 @@
 
 Shape legend, used everywhere: ``h`` query head, ``g`` KV head, ``w`` observed
 query, ``n`` row of the cache, ``d`` head dimension. A row is the K and V of one
-token in one layer and KV head; rows are in token order, oldest first.
+token in one layer and KV head; rows are in token order, oldest first. Where KV
+heads hold different numbers of rows they are aligned at the newest one, and the
+places before a head's oldest row are absent: position -1, attention 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Literal
@@ -20,9 +21,11 @@ from restkv_local.errors import PlanError
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-Reduction = Literal["ema", "mean", "max", "last", "sum"]
+Reduction = Literal["ema", "mean", "max", "last", "sum", "square", "entropy"]
+Tracked = Literal["none", "sum", "last_use", "queries"]
 
 # The least 1 - a that a/(1 - a) divides by: float32 has no digits left below.
 REST_MIN: Final = 1e-6
@@ -36,6 +39,7 @@ class ObservationRequest:
     ----------
     reductions : tuple of Reduction
         Reductions of the attention over the observed queries, one array each.
+        ``"square"`` is the mean of ``a**2``, ``"entropy"`` that of ``-a log a``.
     alpha : float
         Weight of a newer query against all older ones, for ``"ema"``.
     distance : {"none", "aggregate", "per_query"}
@@ -54,9 +58,14 @@ class ObservationRequest:
         older and the newer half of the window.
     top_k : int
         Keys ranked per query for ``drift``.
+    value_norm : bool
+        Whether ``||v_n W_O||_2`` is wanted, or ``||v_n||_2`` without ``project``.
+    key_score : {"none", "difference", "expected"}
+        ``"difference"``: cosine of each key to the mean direction of the head's
+        keys. ``"expected"``: attention expected from queries yet to come.
     """
 
-    reductions: tuple[Reduction, ...]
+    reductions: tuple[Reduction, ...] = ()
     alpha: float = 0.3
     distance: Literal["none", "aggregate", "per_query"] = "none"
     project: bool = True
@@ -64,11 +73,15 @@ class ObservationRequest:
     tau: float = 1.0
     drift: bool = False
     top_k: int = 0
+    value_norm: bool = False
+    key_score: Literal["none", "difference", "expected"] = "none"
 
     def __post_init__(self) -> None:
         """Check that the request can be served."""
-        if not self.reductions:
-            raise ValueError("a request must name at least one reduction")
+        if self.distance != "none" and self.reductions[:1] in ((), ("square",), ("entropy",)):
+            raise ValueError(
+                f"a distance needs a reduction of the attention first; got reductions={self.reductions}"
+            )
         if self.drift and self.top_k < 1:
             raise ValueError(f"drift needs top_k of at least 1; got top_k={self.top_k}")
 
@@ -83,7 +96,7 @@ class ObservationRequest:
         Raises
         ------
         ValueError
-            For ``"max"``, which is not linear.
+            For what is no weighted sum of the attention.
         """
         if reduction == "ema":
             # Seeded with the oldest query: its weight has no factor alpha.
@@ -113,8 +126,10 @@ class Observation:
         Observed queries; 0 if the policy asked for none.
     n_window : int
         The newest rows that belong to the observed queries themselves.
+    n_layer : int
+        Layers that are evicted.
     positions : ndarray of shape (n_head_kv, n_kv), int32
-        True positions in the text, ascending per head.
+        True positions in the text, ascending per head; -1 where a head has no row.
     attention : dict of ndarray of shape (n_head, n_kv), float32
         Attention by name of the reduction.
     distance : ndarray of shape (n_head, n_kv), float32, or None
@@ -123,6 +138,12 @@ class Observation:
         For ``distance="per_query"``, already reduced.
     drift : ndarray of shape (n_head, 2), float32, or None
         Mean position of the strongest keys: older half, newer half.
+    value_norm : ndarray of shape (n_head, n_kv), float32, or None
+        Norms of the values, projected if the request said so.
+    key_score : ndarray of shape (n_head, n_kv) or (n_head_kv, n_kv), float32, or None
+        Expected attention of each query head, or the cosine of each key.
+    tracked : ndarray of shape (n_head_kv, n_kv), float32, or None
+        What the policy has tracked since each row entered (``Policy.track``).
     event : int
         How many evictions the session has seen before.
     """
@@ -130,18 +151,25 @@ class Observation:
     layer: int
     n_obs: int
     n_window: int
+    n_layer: int = 1
     positions: I32
     attention: dict[Reduction, F32] = field(default_factory=dict)
     distance: F32 | None = None
     indicator: F32 | None = None
     drift: F32 | None = None
+    value_norm: F32 | None = None
+    key_score: F32 | None = None
+    tracked: F32 | None = None
     event: int = 0
 
     def __post_init__(self) -> None:
         """Check the shapes."""
         if self.positions.ndim != 2:
             raise ValueError(f"positions must be (n_head_kv, n_kv); got {self.positions.shape}")
-        per_row = [*self.attention.values(), self.distance, self.indicator]
+        per_row = [
+            *self.attention.values(), self.distance, self.indicator,
+            self.value_norm, self.key_score, self.tracked,
+        ]  # fmt: skip
         for array, width in chain(((a, self.n_kv) for a in per_row), ((self.drift, 2),)):
             if array is None:
                 continue
@@ -158,8 +186,14 @@ class Observation:
 
     @property
     def n_kv(self) -> int:
-        """Number of rows."""
+        """Number of rows of the fullest KV head."""
         return int(self.positions.shape[1])
+
+    @property
+    def n_absent(self) -> I32:
+        """Places before the oldest row of each KV head: (n_head_kv,)."""
+        absent: I32 = np.count_nonzero(self.positions < 0, axis=1).astype(np.int32)
+        return absent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,64 +202,55 @@ class EvictionPlan:
 
     Attributes
     ----------
-    n_kv : int
-        Rows in use before the eviction.
-    budget : ndarray of shape (n_layer, n_head_kv), int32
+    keep : ndarray of shape (n_layer, n_head_kv, n_kv), bool
+        True for rows that stay.
+    allocation : ndarray of shape (n_layer, n_head_kv), int32
         Rows that were allowed.
-    keep : sequence over layers of sequences over KV heads of int32 arrays
-        Rows that stay, ascending.
-
-    Raises
-    ------
-    PlanError
-        If a list is not ascending, or names a row that is not there.
     """
 
-    n_kv: int
-    budget: I32
-    keep: Sequence[Sequence[I32]]
+    keep: Bool
+    allocation: I32
 
     def __post_init__(self) -> None:
-        """Check every keep list."""
-        for layer, heads in enumerate(self.keep):
-            for head, rows in enumerate(heads):
-                inside = rows.size == 0 or (rows[0] >= 0 and rows[-1] < self.n_kv)
-                if not inside or (rows[1:] <= rows[:-1]).any():
-                    raise PlanError(
-                        f"keep list of layer {layer}, KV head {head} must ascend"
-                        f" within [0, {self.n_kv}); got {rows}"
-                    )
+        """Check the shapes."""
+        if self.keep.ndim != 3 or self.allocation.shape != self.keep.shape[:2]:
+            raise PlanError(
+                f"keep must be (n_layer, n_head_kv, n_kv) and match the allocation; got {self.keep.shape}"
+                f" and an allocation of {self.allocation.shape}"
+            )
 
     @property
     def n_keep(self) -> I32:
         """Rows that stay, per layer and KV head: (n_layer, n_head_kv)."""
-        return np.array([[rows.size for rows in heads] for heads in self.keep], np.int32)
+        n_keep: I32 = np.count_nonzero(self.keep, axis=-1).astype(np.int32)
+        return n_keep
 
-    def as_array(self) -> I32:
-        """All keep lists as one array of shape (n_layer, n_head_kv, n_keep).
+    def rows(self, layer: int, head: int) -> I32:
+        """Rows that stay in one segment, ascending."""
+        return np.flatnonzero(self.keep[layer, head]).astype(np.int32)
 
-        Raises
-        ------
-        PlanError
-            If the lists differ in length.
+    def moves(self) -> tuple[tuple[I64, I64, I64], I64]:
+        """Say where every row that stays goes: aligned at the newest one.
+
+        Returns
+        -------
+        source : tuple of three ndarrays of shape (n,)
+            Layer, KV head and slot of each row, in the order of ``keep``.
+        slot : ndarray of shape (n,)
+            Its new slot; the fullest head fills ``[0, n_keep.max())``.
         """
-        n_keep = self.n_keep
-        if n_keep.min() != n_keep.max():
-            raise PlanError(
-                f"keep lists differ in length, {n_keep.min()} to {n_keep.max()} rows:"
-                " they fit no single array"
-            )
-        return np.array(self.keep, np.int32)
+        layer, head, row = np.nonzero(self.keep)
+        n_keep = self.n_keep.ravel()
+        last = np.repeat(np.cumsum(n_keep), n_keep)  # one past each head's newest row
+        slot: I64 = int(n_keep.max()) - last + np.arange(last.size)
+        return (layer, head, row), slot
 
     def __eq__(self, other: object) -> bool:
         """Compare by content."""
         if not isinstance(other, EvictionPlan):
             return NotImplemented
-        return (
-            self.n_kv == other.n_kv
-            and np.array_equal(self.budget, other.budget)
-            and np.array_equal(self.n_keep, other.n_keep)
-            and all(map(np.array_equal, chain(*self.keep), chain(*other.keep)))
+        return np.array_equal(self.keep, other.keep) and np.array_equal(
+            self.allocation, other.allocation
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -235,8 +260,8 @@ class EvictionPlan:
         n_keep = self.n_keep
         low, high = int(n_keep.min()), int(n_keep.max())
         kept = f"{low}" if low == high else f"{low}..{high}"
-        n_layer, n_head_kv = n_keep.shape
-        return f"keep {kept} of {self.n_kv} rows in {n_layer} layers x {n_head_kv} KV heads"
+        n_layer, n_head_kv, n_kv = self.keep.shape
+        return f"keep {kept} of {n_kv} rows in {n_layer} layers x {n_head_kv} KV heads"
 
 
 def half_window_means(per_query: F32) -> F32:

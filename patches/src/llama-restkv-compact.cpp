@@ -1,78 +1,131 @@
 #include "llama-restkv-compact.h"
+#include "llama-restkv-rope.h"
 #include "llama-restkv-run.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
 
-#include <cmath>
+#include <list>
 
 namespace {
 
-// The segments of a layer as rows of 32-bit words: quantised rows then move as they are, with no new rounding.
-ggml_tensor * words_view(ggml_context * ctx, ggml_tensor * pool, const llama_restkv_layer & layer, uint32_t n_rows, uint32_t n) {
-    ggml_tensor * view = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, pool->nb[1]/sizeof(int32_t), n, layer.n_head_kv);
+// Rows of the pool as 32-bit words: quantised rows then move as they are, with no new rounding.
+ggml_tensor * words(ggml_context * ctx, ggml_tensor * pool, int64_t row, int64_t n_rows, int64_t n_head, int64_t stride) {
+    ggml_tensor * view = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, pool->nb[1]/sizeof(int32_t), n_rows, n_head);
     view->view_src  = pool;
-    view->view_offs = layer.segment[0]*pool->nb[1];
+    view->view_offs = row*pool->nb[1];
     view->data      = (char *) pool->data + view->view_offs;
     view->buffer    = pool->buffer;
     view->nb[1]     = pool->nb[1];
-    view->nb[2]     = pool->nb[1]*n_rows;
-    view->nb[3]     = view->nb[2]*layer.n_head_kv;
+    view->nb[2]     = pool->nb[1]*stride;
+    view->nb[3]     = view->nb[2]*n_head;
     return view;
 }
 
-ggml_tensor * typed_view(ggml_context * ctx, ggml_tensor * pool, const llama_restkv_layer & layer, uint32_t n_rows, uint32_t n) {
-    return ggml_view_3d(ctx, pool, pool->ne[0], n, layer.n_head_kv,
-            pool->nb[1], pool->nb[1]*n_rows, pool->nb[1]*layer.segment[0]);
+// consecutive rows of src, n of them for each head, go to where each head's rows start
+void scatter(llama_restkv_run & run, ggml_tensor * src, ggml_tensor * pool, const std::vector<int64_t> & starts, const int32_t * n_keep) {
+    ggml_context * c = run.get_ctx();
+    const bool raw = src->type == GGML_TYPE_I32;
+
+    for (size_t h = 0, first = 0, next; h < starts.size(); h = next) {
+        // heads of equal length at equal distances move in one copy
+        const int64_t stride = h + 1 < starts.size() ? starts[h + 1] - starts[h] : 1;
+        for (next = h + 1; next < starts.size() && n_keep[next] == n_keep[h] && starts[next] - starts[next - 1] == stride; ++next) {}
+
+        const int64_t n = n_keep[h], n_head = next - h;
+        if (n > 0) {
+            ggml_tensor * from = ggml_view_3d(c, src, src->ne[0], n, n_head, src->nb[1], src->nb[1]*n, src->nb[1]*first);
+            ggml_tensor * to   = raw ? words(c, pool, starts[h], n, n_head, stride)
+                : ggml_view_3d(c, pool, pool->ne[0], n, n_head, pool->nb[1], pool->nb[1]*stride, pool->nb[1]*starts[h]);
+            run.expand(ggml_cpy(c, from, to));
+        }
+        first += n*n_head;
+    }
 }
 
-// RoPE by a difference of positions. Rotations add up, so R(p + shift) = R(shift) R(p) for every type whose angle is
-// linear in the position. YaRN's magnitude is already in the key: the factor is chosen so that its net effect is 1.
-ggml_tensor * rotate(ggml_context * ctx, ggml_tensor * k, ggml_tensor * shift, const llama_model & model, const llama_cparams & cparams, int32_t il) {
-    const auto & hparams = model.hparams;
-
-    const float freq_scale = model.get_rope_freq_scale(cparams, il);
-    const float ext_factor = cparams.yarn_ext_factor;
-    const float magnitude  = ext_factor != 0.0f ? 1.0f/(1.0f + 0.1f*logf(1.0f/freq_scale)) : 1.0f;
-
-    const int64_t n_keep = k->ne[1];
-    const int64_t n_head = k->ne[2];
-
-    ggml_tensor * cur = ggml_reshape_3d(ctx, k, k->ne[0], 1, n_keep*n_head);
-    cur = ggml_rope_ext(ctx, cur, shift, model.get_rope_factors(cparams, il), hparams.n_rot(il), hparams.rope_type,
-            cparams.n_ctx_orig_yarn, model.get_rope_freq_base(cparams, il), freq_scale,
-            ext_factor, magnitude, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
-    return ggml_reshape_3d(ctx, cur, k->ne[0], n_keep, n_head);
+std::vector<int64_t> starts_of(const llama_restkv_segments & segments) {
+    std::vector<int64_t> starts;
+    for (size_t h = 0; h < segments.base.size(); ++h) {
+        starts.push_back(segments.base[h] + segments.absent[h]);
+    }
+    return starts;
 }
 
 } // namespace
 
-void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool, uint32_t n_used,
-        const int32_t * keep, uint32_t n_keep, const int32_t * shift) {
+// Rows move through a copy of one layer at a time. Layers in ascending order are safe as long as none reaches into a
+// later one; where the new layout does, the rows are first packed to the front of their pool, which never reaches
+// forward, and then spread from the last layer back, which never reaches backward.
+void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
+        const int32_t * n_keep, const int32_t * keep, const int32_t * shift) {
+    const auto next = pool.layout(n_keep);
+
+    struct job {
+        size_t i;
+        std::vector<int32_t> from;
+        std::vector<int64_t> to, packed;
+    };
+    std::list<job> jobs;
+    std::map<ggml_backend_buffer_type_t, int64_t> front, reach;
+
+    bool direct = true;
+    const int32_t * slot = keep;
+    for (size_t i = 0; i < pool.layers.size(); ++i) {
+        const auto & layer = pool.layers[i];
+        auto & cur = jobs.emplace_back();
+        cur.i  = i;
+        cur.to = starts_of(next[i]);
+
+        const auto old = starts_of(layer.segments);
+        if (reach.count(layer.buft) && reach[layer.buft] > old[0]) {
+            direct = false;
+        }
+        if (!front.count(layer.buft)) {
+            front[layer.buft] = old[0]; // the first segment of a pool always starts at the same row
+        }
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            const int32_t n = n_keep[layer.idx_col + h];
+            for (int32_t j = 0; j < n; ++j) {
+                cur.from.push_back(layer.segments.base[h] + *slot++);
+            }
+            cur.packed.push_back(front[layer.buft]);
+            front[layer.buft] += n;
+            reach[layer.buft] = cur.to[h] + n;
+        }
+    }
+
     // one graph for all layers: either all rows move or none
-    llama_restkv_run run(ctx, 16*pool.layers.size());
+    llama_restkv_run run(ctx, 16*pool.layers.size() + 12*pool.n_cols);
     ggml_context * c = run.get_ctx();
 
-    size_t offset = 0;
-    for (const auto & layer : pool.layers) {
-        const int64_t n = int64_t(n_keep)*layer.n_head_kv;
-        ggml_tensor * idxs = run.input(GGML_TYPE_I32, keep + offset, n_keep, layer.n_head_kv);
+    for (const auto & cur : jobs) {
+        const auto & layer = pool.layers[cur.i];
+        const auto & to    = direct ? cur.to : cur.packed;
 
-        const auto move = [&](ggml_tensor * rows) {
-            ggml_tensor * cur = ggml_get_rows(c, words_view(c, rows, layer, pool.n_rows, n_used), idxs);
-            run.expand(ggml_cpy(c, cur, words_view(c, rows, layer, pool.n_rows, n_keep)));
+        ggml_tensor * idxs = run.input(GGML_TYPE_I32, cur.from.data(), cur.from.size());
+        const auto gather = [&](ggml_tensor * rows) {
+            return ggml_get_rows(c, words(c, rows, 0, rows->ne[1], 1, rows->ne[1]), idxs);
         };
-
         if (shift && ctx->get_model().hparams.has_rope(layer.il)) {
-            ggml_tensor * k   = ggml_get_rows(c, typed_view(c, layer.pool_k, layer, pool.n_rows, n_used), idxs);
-            ggml_tensor * pos = run.input(GGML_TYPE_I32, shift + offset, n);
-            k = rotate(c, k, pos, ctx->get_model(), ctx->get_cparams(), layer.il);
-            run.expand(ggml_cpy(c, k, typed_view(c, layer.pool_k, layer, pool.n_rows, n_keep)));
+            ggml_tensor * pos = run.input(GGML_TYPE_I32, shift, cur.from.size());
+            ggml_tensor * k   = ggml_get_rows(c, layer.pool_k, idxs);
+            k = llama_restkv_rotate(ctx, c, k, pos, layer.il);
+            scatter(run, k, layer.pool_k, to, n_keep + layer.idx_col);
         } else {
-            move(layer.pool_k);
+            scatter(run, gather(layer.pool_k), layer.pool_k, to, n_keep + layer.idx_col);
         }
-        move(layer.pool_v);
-        offset += n;
+        scatter(run, gather(layer.pool_v), layer.pool_v, to, n_keep + layer.idx_col);
+        if (shift) {
+            shift += cur.from.size();
+        }
+    }
+    for (auto cur = jobs.rbegin(); !direct && cur != jobs.rend(); ++cur) {
+        const auto & layer = pool.layers[cur->i];
+        for (auto * rows : { layer.pool_k, layer.pool_v }) {
+            ggml_tensor * copy = ggml_cont(c, words(c, rows, cur->packed[0], cur->from.size(), 1, cur->from.size()));
+            scatter(run, copy, rows, cur->to, n_keep + layer.idx_col);
+        }
     }
     run.compute();
+    pool.set_layout(std::vector<llama_restkv_segments>(next));
 }

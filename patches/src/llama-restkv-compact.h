@@ -2,6 +2,7 @@
 
 #include "llama-restkv-pool.h"
 
-// keep, shift: (n_layer, n_head_kv, n_keep); shift may be null. Every layer or none.
-void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool, uint32_t n_used,
-        const int32_t * keep, uint32_t n_keep, const int32_t * shift);
+// n_keep: rows of each (layer, KV head); keep, shift: their slots and changes of rotation, one after the other; shift
+// may be null. Every layer or none.
+void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
+        const int32_t * n_keep, const int32_t * keep, const int32_t * shift);

@@ -5,13 +5,50 @@
 #include "llama-kv-cache-iswa.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <stdexcept>
 
+namespace {
+
+// Flash attention on a GPU has its fast kernels for whole blocks of rows only; a CPU takes any number. Slots before a
+// segment's first row that its block covers are hidden by the mask.
+uint32_t bucket_of(ggml_backend_buffer_type_t buft) {
+    return ggml_backend_buft_is_host(buft) ? 32 : 256;
+}
+
+// Views start and end at whole blocks, so they may reach past the first and the last segment of a pool.
+constexpr int64_t margin = 256;
+
+} // namespace
+
+std::vector<llama_restkv_group> llama_restkv_groups(const llama_restkv_segments & segments) {
+    std::vector<llama_restkv_group> groups;
+    for (uint32_t h = 0; h < segments.base.size(); ++h) {
+        if (!groups.empty()) {
+            auto & last = groups.back();
+            const int64_t stride = segments.base[h] - segments.base[h - 1];
+            if (segments.absent[h] == last.absent && (last.n_head == 1 || stride == last.stride)) {
+                last.stride = stride;
+                last.n_head++;
+                continue;
+            }
+        }
+        groups.push_back({ h, 1, segments.absent[h], segments.base[h], 1 });
+    }
+    return groups;
+}
+
 llama_restkv_pool::llama_restkv_pool(
-        const llama_hparams & hparams, ggml_type type_k, ggml_type type_v, uint32_t n_rows, uint32_t n_ring) :
-    n_rows(n_rows), n_ring(n_ring), type_k(type_k), type_v(type_v),
+        const llama_hparams & hparams, ggml_type type_k, ggml_type type_v, uint32_t n_slots, llama_restkv_armed_args armed) :
+    n_slots(n_slots), n_rows(armed.n_rows ? std::min(armed.n_rows, n_slots) : n_slots), n_ring(armed.n_ring), slot_end(n_rows),
+    type_k(type_k), type_v(type_v),
     softcap(hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f),
     hparams(hparams), ring_slot(n_ring, 0) {
+}
+
+uint32_t llama_restkv_pool::n_nodes_extra() const {
+    return ragged() ? 24*(n_cols + layers.size()) : 0;
 }
 
 void llama_restkv_pool::add_layer(uint32_t il, ggml_backend_buffer_type_t buft) {
@@ -27,16 +64,71 @@ void llama_restkv_pool::add_layer(uint32_t il, ggml_backend_buffer_type_t buft) 
 
     index[il] = layers.size();
     layers.push_back(std::move(layer));
+
+    for (auto & dev : devices) {
+        if (dev.buft == buft) {
+            dev.n_rows += int64_t(n_rows)*layers.back().n_head_kv;
+            return;
+        }
+    }
+    devices.push_back({ buft, int64_t(n_rows)*layers.back().n_head_kv + (ragged() ? 2*margin : 0), nullptr });
+}
+
+std::vector<llama_restkv_segments> llama_restkv_pool::layout(const int32_t * n_keep) const {
+    const int32_t n_most = *std::max_element(n_keep, n_keep + n_cols);
+
+    std::vector<llama_restkv_segments> res(layers.size());
+    for (const auto & dev : devices) {
+        int64_t n_free = dev.n_rows - (ragged() ? 2*margin : 0);
+        int64_t n_segment = 0;
+        for (const auto & layer : layers) {
+            if (layer.buft == dev.buft) {
+                n_free -= std::accumulate(n_keep + layer.idx_col, n_keep + layer.idx_col + layer.n_head_kv, int64_t(0));
+                n_segment += layer.n_head_kv;
+            }
+        }
+        int64_t row = ragged() ? margin : 0;
+        for (size_t i = 0; i < layers.size(); ++i) {
+            if (layers[i].buft != dev.buft) {
+                continue;
+            }
+            for (uint32_t h = 0; h < layers[i].n_head_kv; ++h) {
+                const int32_t n = n_keep[layers[i].idx_col + h];
+                res[i].base.push_back(row - (n_most - n));
+                res[i].absent.push_back(n_most - n);
+                row += n + n_free/n_segment;
+            }
+        }
+    }
+    return res;
+}
+
+void llama_restkv_pool::set_layout(std::vector<llama_restkv_segments> && next) {
+    slot_end = n_slots;
+    for (const auto & dev : devices) {
+        // the end of each segment is where the next one starts
+        int64_t end = dev.n_rows - (ragged() ? margin : 0);
+        for (size_t i = layers.size(); i-- > 0; ) {
+            if (layers[i].buft != dev.buft) {
+                continue;
+            }
+            layers[i].segments = std::move(next[i]);
+            for (uint32_t h = layers[i].n_head_kv; h-- > 0; ) {
+                const auto & seg = layers[i].segments;
+                slot_end = std::min<int64_t>(slot_end, end - seg.base[h]);
+                end = seg.base[h] + seg.absent[h];
+            }
+        }
+    }
+}
+
+void llama_restkv_pool::reset_layout() {
+    const std::vector<int32_t> n_keep(n_cols, 0);
+    set_layout(layout(n_keep.data()));
 }
 
 void llama_restkv_pool::alloc() {
-    // devices in order of first use
-    std::vector<ggml_backend_buffer_type_t> bufts;
-    for (const auto & layer : layers) {
-        if (std::find(bufts.begin(), bufts.end(), layer.buft) == bufts.end()) {
-            bufts.push_back(layer.buft);
-        }
-    }
+    reset_layout();
 
     const auto new_ctx = [](size_t n_tensors) {
         ggml_init_params params = {
@@ -47,18 +139,12 @@ void llama_restkv_pool::alloc() {
         return ggml_context_ptr(ggml_init(params));
     };
 
-    for (auto * buft : bufts) {
+    for (auto & dev : devices) {
         std::vector<llama_restkv_layer *> mine;
-        int64_t rows = 0;
         for (auto & layer : layers) {
-            if (layer.buft != buft) {
-                continue;
+            if (layer.buft == dev.buft) {
+                mine.push_back(&layer);
             }
-            for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-                layer.segment.push_back(rows);
-                rows += n_rows;
-            }
-            mine.push_back(&layer);
         }
 
         const int64_t head_dim_k = hparams.n_embd_head_k(mine[0]->il);
@@ -71,12 +157,14 @@ void llama_restkv_pool::alloc() {
 
         auto ctx_kv = new_ctx(2 + 2*mine.size());
 
-        ggml_tensor * pool_k = ggml_new_tensor_2d(ctx_kv.get(), type_k, head_dim_k, rows);
-        ggml_tensor * pool_v = ggml_new_tensor_2d(ctx_kv.get(), type_v, head_dim_v, rows);
+        ggml_tensor * pool_k = ggml_new_tensor_2d(ctx_kv.get(), type_k, head_dim_k, dev.n_rows);
+        ggml_tensor * pool_v = ggml_new_tensor_2d(ctx_kv.get(), type_v, head_dim_v, dev.n_rows);
         ggml_set_name(pool_k, "restkv_pool_k");
         ggml_set_name(pool_v, "restkv_pool_v");
 
-        auto ctx_scoring = new_ctx(2*mine.size());
+        auto ctx_scoring = new_ctx(2*mine.size() + 1);
+        dev.hole = ggml_new_tensor_1d(ctx_scoring.get(), GGML_TYPE_F16, 2*bucket_of(dev.buft));
+        ggml_set_name(dev.hole, "restkv_hole");
 
         for (auto * layer : mine) {
             layer->pool_k = pool_k;
@@ -85,7 +173,7 @@ void llama_restkv_pool::alloc() {
             const auto alias = [&](ggml_tensor * pool) {
                 const int64_t n_embd = pool->ne[0]*layer->n_head_kv;
                 const size_t  row    = ggml_row_size(pool->type, n_embd);
-                return ggml_view_3d(ctx_kv.get(), pool, n_embd, n_rows, 1, row, row*n_rows, layer->segment[0]*pool->nb[1]);
+                return ggml_view_3d(ctx_kv.get(), pool, n_embd, n_rows, 1, row, row*n_rows, layer->segments.base[0]*pool->nb[1]);
             };
             layer->alias_k = alias(pool_k);
             layer->alias_v = alias(pool_v);
@@ -97,7 +185,7 @@ void llama_restkv_pool::alloc() {
         }
 
         for (auto * ctx : { &ctx_kv, &ctx_scoring }) {
-            ggml_backend_buffer_ptr buf(ggml_backend_alloc_ctx_tensors_from_buft(ctx->get(), buft));
+            ggml_backend_buffer_ptr buf(ggml_backend_alloc_ctx_tensors_from_buft(ctx->get(), dev.buft));
             if (!buf) {
                 throw std::runtime_error("restkv: the device has no room for the KV pool");
             }
@@ -109,6 +197,10 @@ void llama_restkv_pool::alloc() {
             }
             bufs.emplace_back(std::move(*ctx), std::move(buf));
         }
+
+        std::vector<ggml_fp16_t> hole(2*bucket_of(dev.buft), ggml_fp32_to_fp16(0.0f));
+        std::fill(hole.begin(), hole.begin() + bucket_of(dev.buft), ggml_fp32_to_fp16(-INFINITY));
+        ggml_backend_tensor_set(dev.hole, hole.data(), 0, ggml_nbytes(dev.hole));
 
         bytes_k += ggml_nbytes(pool_k);
         bytes_v += ggml_nbytes(pool_v);
@@ -140,7 +232,7 @@ void llama_restkv_pool::set_idxs(ggml_tensor * dst, const std::vector<uint32_t> 
         int64_t * out = data.data() + layer.idx_col*n_tokens;
         for (size_t t = 0; t < n_tokens; ++t) {
             for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-                *out++ = layer.segment[h] + slots[t];
+                *out++ = layer.segments.base[h] + slots[t];
             }
         }
     }
@@ -159,21 +251,29 @@ void llama_restkv_pool::set_idxs(ggml_tensor * dst, const std::vector<uint32_t> 
     ggml_backend_tensor_set(dst, data.data(), 0, ggml_nbytes(dst));
 }
 
-// [head_dim, n_head_kv, n_kv, 1], as upstream's caches return it
-static ggml_tensor * segment_view(ggml_context * ctx, ggml_tensor * pool, const llama_restkv_layer & layer, uint32_t n_rows, uint32_t n_kv) {
-    const size_t row = pool->nb[1];
-    return ggml_view_4d(ctx, pool, pool->ne[0], layer.n_head_kv, n_kv, 1,
-            row*n_rows, row, row*n_rows*layer.n_head_kv, row*layer.segment[0]);
+// A view whose rows may overlap: free slots run into the next segment. ggml bounds a view as if it were dense, so its
+// shape is set afterwards.
+static ggml_tensor * overlapping_view(ggml_context * ctx, ggml_tensor * pool, int64_t ne1, int64_t ne2, size_t nb1, size_t nb2, size_t offset) {
+    ggml_tensor * view = ggml_view_4d(ctx, pool, pool->ne[0], 1, 1, 1, nb1, nb2, nb2*ne2, offset);
+    view->ne[1] = ne1;
+    view->ne[2] = ne2;
+    return view;
+}
+
+// Stands in for [head_dim, n_head_kv, n_kv, 1], whose shape and type upstream looks at; attend() makes the views of the
+// rows, one for each group of heads. No stride between slots: it stays inside the pool whatever n_kv is.
+static ggml_tensor * stand_in(ggml_context * ctx, ggml_tensor * pool, const llama_restkv_layer & layer, uint32_t n_kv) {
+    return overlapping_view(ctx, pool, layer.n_head_kv, n_kv, pool->nb[1], 0, 0);
 }
 
 ggml_tensor * llama_restkv_pool::get_k(ggml_context * ctx, int32_t il, uint32_t n_kv) const {
     const auto & layer = *find(il);
-    return segment_view(ctx, layer.pool_k, layer, n_rows, n_kv);
+    return stand_in(ctx, layer.pool_k, layer, n_kv);
 }
 
 ggml_tensor * llama_restkv_pool::get_v(ggml_context * ctx, int32_t il, uint32_t n_kv) const {
     const auto & layer = *find(il);
-    return segment_view(ctx, layer.pool_v, layer, n_rows, n_kv);
+    return stand_in(ctx, layer.pool_v, layer, n_kv);
 }
 
 ggml_tensor * llama_restkv_pool::cpy(ggml_context * ctx, ggml_tensor * pool, ggml_tensor * cur, ggml_tensor * idxs, const llama_restkv_layer & layer) const {
@@ -200,8 +300,7 @@ ggml_tensor * llama_restkv_pool::cpy_v(ggml_context * ctx, ggml_tensor * cur, gg
 }
 
 ggml_tensor * llama_restkv_pool::build_attn(
-        const llm_graph_context & g, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
-        ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
+        const llm_graph_context & g, ggml_tensor * q, ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
     auto & layer = layers[index.at(il)];
     layer.scale = kq_scale;
     layer.sinks = sinks;
@@ -222,22 +321,77 @@ ggml_tensor * llama_restkv_pool::build_attn(
         ggml_build_forward_expand(g.gf, ggml_set_rows(ctx, layer.ring, rows, idxs));
     }
 
-    // attend: the same operations as upstream's flash attention branch, on head-major rows
-    q = ggml_view_4d(ctx, q, q->ne[0], q->ne[1], q->ne[2], 1, q->nb[1], q->nb[2], q->nb[2]*q->ne[2], 0);
+    // attend: the same operations as upstream's flash attention branch, for each group of KV heads of equal length
+    ggml_tensor * res = nullptr;
+    for (const auto & group : llama_restkv_groups(layer.segments)) {
+        ggml_tensor * cur = attend(g, layer, group, q, kq_mask, sinks, kq_scale);
+        res = res ? ggml_concat(ctx, res, cur, 1) : cur;
+    }
+    res = ggml_reshape_2d(ctx, res, res->ne[0]*res->ne[1], res->ne[2]*res->ne[3]);
+    ggml_build_forward_expand(g.gf, res);
 
+    return res;
+}
+
+// q [head_dim, n_head, n_tokens] -> [head_dim_v, query heads of the group, n_tokens]
+ggml_tensor * llama_restkv_pool::attend(
+        const llm_graph_context & g, const llama_restkv_layer & layer, const llama_restkv_group & group,
+        ggml_tensor * q, ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale) const {
+    ggml_context * ctx = g.ctx0;
+
+    const auto & dev = *std::find_if(devices.begin(), devices.end(), [&](const device & d) { return d.buft == layer.buft; });
+
+    const int64_t bucket   = bucket_of(layer.buft);
+    const int64_t n_kv     = kq_mask->ne[0];
+    const int64_t n_tokens = kq_mask->ne[1];
+    const int64_t skip     = group.absent/bucket*bucket;
+    const int64_t hole     = group.absent - skip;
+    const int64_t last     = group.base + (group.n_head - 1)*group.stride;
+
+    // only slots that are masked, free ones at the end, can lie beyond the pool
+    int64_t n = n_kv - skip;
+    if (last + skip + n > dev.n_rows) {
+        n = (dev.n_rows - last - skip)/bucket*bucket;
+    }
+
+    const auto rows = [&](ggml_tensor * pool) {
+        return overlapping_view(ctx, pool, n, group.n_head, pool->nb[1], pool->nb[1]*group.stride, pool->nb[1]*(group.base + skip));
+    };
+
+    if (group.n_head < layer.n_head_kv) {
+        q = ggml_view_3d(ctx, q, q->ne[0], int64_t(group.n_head)*layer.n_gqa, q->ne[2], q->nb[1], q->nb[2],
+                group.head*layer.n_gqa*q->nb[1]);
+        if (sinks) {
+            sinks = ggml_view_1d(ctx, sinks, int64_t(group.n_head)*layer.n_gqa, group.head*layer.n_gqa*sinks->nb[0]);
+        }
+    }
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
-    k = ggml_permute(ctx, k, 0, 2, 1, 3);
-    v = ggml_permute(ctx, v, 0, 2, 1, 3);
 
-    ggml_tensor * cur = ggml_flash_attn_ext(ctx, q, k, v, kq_mask, kq_scale, hparams.f_max_alibi_bias, softcap);
-    g.res->add_fused_node({LLM_FUSED_OP_FLASH_ATTN, cur, il});
+    if (group.absent > 0 || n < n_kv) {
+        kq_mask = ggml_cont(ctx, ggml_view_2d(ctx, kq_mask, n, n_tokens, kq_mask->nb[1], skip*kq_mask->nb[0]));
+        if (hole > 0) {
+            ggml_tensor * hidden = ggml_view_1d(ctx, dev.hole, bucket, (bucket - hole)*dev.hole->nb[0]);
+            ggml_tensor * first  = ggml_view_2d(ctx, kq_mask, bucket, n_tokens, kq_mask->nb[1], 0);
+            ggml_build_forward_expand(g.gf, ggml_add_inplace(ctx, first, hidden));
+        }
+    }
+
+    ggml_tensor * cur = ggml_flash_attn_ext(ctx, q, rows(layer.pool_k), rows(layer.pool_v), kq_mask, kq_scale, hparams.f_max_alibi_bias, softcap);
+    g.res->add_fused_node({LLM_FUSED_OP_FLASH_ATTN, cur, (int) layer.il});
     ggml_flash_attn_ext_add_sinks(cur, sinks);
     ggml_prec_set_acc(cur, GGML_PREC_F32);
-
-    cur = ggml_reshape_2d(ctx, cur, cur->ne[0]*cur->ne[1], cur->ne[2]*cur->ne[3]);
-    ggml_build_forward_expand(g.gf, cur);
-
     return cur;
+}
+
+std::vector<int32_t> llama_restkv_pool::rows_of(const llama_restkv_layer & layer, uint32_t n_used) const {
+    std::vector<int32_t> rows;
+    rows.reserve(size_t(n_used)*layer.n_head_kv);
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        for (uint32_t j = 0; j < n_used; ++j) {
+            rows.push_back(layer.segments.base[h] + std::max(j, layer.segments.absent[h]));
+        }
+    }
+    return rows;
 }
 
 std::vector<int32_t> llama_restkv_pool::window_rows(uint32_t n_used, uint32_t n_max) const {
@@ -270,4 +424,12 @@ llama_restkv_pool * llama_restkv_pool_of(const llama_memory_context_i * mctx, in
         pool = iswa->get_base()->get_restkv();
     }
     return pool && pool->find(il) ? pool : nullptr;
+}
+
+llama_restkv_pool * llama_restkv_pool_of(const llama_memory_i * memory) {
+    if (const auto * iswa = dynamic_cast<const llama_kv_cache_iswa *>(memory)) {
+        memory = iswa->get_base();
+    }
+    const auto * kv = dynamic_cast<const llama_kv_cache *>(memory);
+    return kv ? kv->get_restkv() : nullptr;
 }

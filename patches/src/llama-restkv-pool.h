@@ -12,6 +12,29 @@
 
 struct llama_hparams;
 
+struct llama_restkv_armed_args {
+    uint32_t n_ring; // observed queries
+    uint32_t n_rows; // rows of a segment on average; 0: one for each cell
+};
+
+// Where the rows of a layer's KV heads lie: slot j of head h is row base[h] + j of the pool, from slot absent[h] on.
+// Heads that hold fewer rows are aligned at the newest one, so that a new token goes to the same slot everywhere.
+struct llama_restkv_segments {
+    std::vector<int64_t>  base;
+    std::vector<uint32_t> absent;
+};
+
+// neighbouring KV heads that one strided view covers
+struct llama_restkv_group {
+    uint32_t head;
+    uint32_t n_head;
+    uint32_t absent;
+    int64_t  base;   // of the first head
+    int64_t  stride; // rows from one head to the next
+};
+
+std::vector<llama_restkv_group> llama_restkv_groups(const llama_restkv_segments & segments);
+
 struct llama_restkv_layer {
     uint32_t il;
     uint32_t n_head;
@@ -27,8 +50,7 @@ struct llama_restkv_layer {
     ggml_tensor * alias_k = nullptr;
     ggml_tensor * alias_v = nullptr;
 
-    // segment table: first row of each KV head. Uniform: segment[h] = segment[0] + h*n_rows
-    std::vector<int64_t> segment;
+    llama_restkv_segments segments;
 
     uint32_t idx_col = 0; // first column of this layer in the index input
 
@@ -42,7 +64,8 @@ struct llama_restkv_layer {
 
 class llama_restkv_pool {
 public:
-    llama_restkv_pool(const llama_hparams & hparams, ggml_type type_k, ggml_type type_v, uint32_t n_rows, uint32_t n_ring);
+    // n_slots: cells of the cache, the most rows a segment may grow to; armed.n_rows of them on average
+    llama_restkv_pool(const llama_hparams & hparams, ggml_type type_k, ggml_type type_v, uint32_t n_slots, llama_restkv_armed_args armed);
 
     void add_layer(uint32_t il, ggml_backend_buffer_type_t buft);
     void alloc(); // after the last add_layer; throws std::runtime_error when a device has no room
@@ -55,19 +78,33 @@ public:
     ggml_tensor * get_v(ggml_context * ctx, int32_t il, uint32_t n_kv) const;
     ggml_tensor * cpy_k(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * idxs, int32_t il) const;
     ggml_tensor * cpy_v(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * idxs, int32_t il) const;
-    ggml_tensor * build_attn(const llm_graph_context & g, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
-                             ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il);
+    ggml_tensor * build_attn(const llm_graph_context & g, ggml_tensor * q, ggml_tensor * kq_mask, ggml_tensor * sinks,
+                             float kq_scale, int il);
 
-    // slots: where each token of the ubatch goes, the same for every segment of a uniform layout
+    // the layout for segments of n_keep rows (layer-major, n_cols of them): rows that are not taken are shared out evenly
+    std::vector<llama_restkv_segments> layout(const int32_t * n_keep) const;
+    void set_layout(std::vector<llama_restkv_segments> && next);
+    void reset_layout(); // equal segments
+
+    // slots: where each token of the ubatch goes, the same for every segment
     void set_idxs(ggml_tensor * dst, const std::vector<uint32_t> & slots, bool with_ring);
+
+    // rows of slots [0, n_used) of each KV head; an absent slot names the head's oldest row
+    std::vector<int32_t> rows_of(const llama_restkv_layer & layer, uint32_t n_used) const;
 
     // observed queries, oldest first: the newest run of ring rows that belong to rows still in the cache
     std::vector<int32_t>  window_rows (uint32_t n_used, uint32_t n_max) const;
     std::vector<uint32_t> window_slots(const std::vector<int32_t> & rows) const;
     void forget_queries() { n_seen = 0; }
 
-    uint32_t n_rows;
+    uint32_t n_slots;  // no segment may hold more
+    uint32_t n_rows;   // rows of a segment on average
     uint32_t n_ring;
+    uint32_t n_cols = 0; // KV heads over all layers: columns of the index input
+    uint32_t slot_end;   // the first slot that some segment has no row for
+
+    // nodes that attention over single KV heads and their compaction add to a graph
+    uint32_t n_nodes_extra() const;
 
     ggml_type type_k;
     ggml_type type_v;
@@ -83,12 +120,23 @@ public:
 private:
     ggml_tensor * cpy(ggml_context * ctx, ggml_tensor * pool, ggml_tensor * cur, ggml_tensor * idxs, const llama_restkv_layer & layer) const;
 
+    ggml_tensor * attend(const llm_graph_context & g, const llama_restkv_layer & layer, const llama_restkv_group & group,
+                         ggml_tensor * q, ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale) const;
+
     const llama_hparams & hparams;
+
+    // rows of each device's pool, margins included
+    struct device {
+        ggml_backend_buffer_type_t buft;
+        int64_t n_rows;
+        ggml_tensor * hole; // F16 [2*bucket]: -inf, then 0; hides the rows between a bucket's start and a segment's
+    };
+    std::vector<device> devices;
+
+    bool ragged() const { return n_slots > n_rows; }
 
     std::map<int32_t, size_t> index; // model layer -> layers[]
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
-
-    uint32_t n_cols = 0; // KV heads over all layers: columns of the index input
 
     ggml_tensor * cur_idxs = nullptr; // index input of the graph being built
 
@@ -101,5 +149,8 @@ private:
 // the pool that owns layer il of the cache behind mctx, or null
 llama_restkv_pool * llama_restkv_pool_of(const llama_memory_context_i * mctx, int32_t il);
 
-// ring rows asked for by llama_restkv_arm() on this thread; 0: not armed
-uint32_t llama_restkv_armed();
+// the pool of a cache, or null
+llama_restkv_pool * llama_restkv_pool_of(const llama_memory_i * memory);
+
+// what llama_restkv_arm() asked for on this thread; n_ring 0: not armed
+llama_restkv_armed_args llama_restkv_armed();

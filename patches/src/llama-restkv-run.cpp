@@ -1,8 +1,10 @@
 #include "llama-restkv-run.h"
 
+#include "llama-restkv-pool.h"
+
 #include "llama-context.h"
 
-// belongs to llama_context because the previous graphs are private to it
+// these belong to llama_context because the previous graphs and the memory are private to it
 void llama_context::restkv_reset_graphs() {
     for (auto & res : gf_res_prev) {
         if (res) {
@@ -10,6 +12,11 @@ void llama_context::restkv_reset_graphs() {
         }
     }
     gf_res_prev_active = nullptr;
+}
+
+uint32_t llama_context::restkv_graph_nodes() const {
+    const auto * pool = llama_restkv_pool_of(memory.get());
+    return pool ? pool->n_nodes_extra() : 0;
 }
 
 llama_restkv_run::llama_restkv_run(llama_context * lctx, size_t max_nodes) : lctx(lctx) {

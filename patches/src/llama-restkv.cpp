@@ -3,6 +3,7 @@
 #include "llama-restkv.h"
 
 #include "llama-restkv-compact.h"
+#include "llama-restkv-keys.h"
 #include "llama-restkv-pool.h"
 #include "llama-restkv-run.h"
 #include "llama-restkv-score.h"
@@ -12,6 +13,7 @@
 #include "llama-kv-cache-iswa.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -21,7 +23,7 @@
 namespace {
 
 thread_local std::string last_error;
-thread_local uint32_t    armed = 0;
+thread_local llama_restkv_armed_args armed = { 0, 0 };
 
 // abort flags live here because the context has no field for them
 struct abort_flag {
@@ -101,22 +103,31 @@ llama_restkv_layer & layer_checked(llama_restkv_pool & pool, int32_t i) {
     return pool.layers[i];
 }
 
-void check_keep(const llama_restkv_pool & pool, uint32_t n_used, const int32_t * keep, int32_t n_keep) {
-    if (n_keep < 1 || (uint32_t) n_keep > n_used) {
-        throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n_keep = " + std::to_string(n_keep) + " is not in [1, " + std::to_string(n_used) + "]");
-    }
-    size_t i = 0;
+void check_keep(const llama_restkv_pool & pool, uint32_t n_used, const int32_t * n_keep, const int32_t * keep) {
     for (const auto & layer : pool.layers) {
         for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-            for (int32_t j = 0, prev = -1; j < n_keep; ++j, ++i) {
-                if (keep[i] <= prev || keep[i] >= (int32_t) n_used) {
-                    throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "layer " + std::to_string(layer.il) + " head " + std::to_string(h)
-                        + ": keep[" + std::to_string(j) + "] = " + std::to_string(keep[i]) + " is not in ("
-                        + std::to_string(prev) + ", " + std::to_string(n_used) + ")");
+            const auto where = "layer " + std::to_string(layer.il) + " head " + std::to_string(h);
+            const int32_t n = n_keep[layer.idx_col + h];
+            if (n < 1 || (n != n_keep[0] && pool.n_slots == pool.n_rows)) {
+                throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, where + ": n_keep = " + std::to_string(n) + (n < 1
+                    ? " must be at least 1" : " differs from the first head's; arm the context with n_rows for unequal segments"));
+            }
+            for (int32_t j = 0, prev = (int32_t) layer.segments.absent[h] - 1; j < n; ++j, ++keep) {
+                if (*keep <= prev || *keep >= (int32_t) n_used) {
+                    throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, where + ": keep[" + std::to_string(j) + "] = " + std::to_string(*keep)
+                        + " is not in (" + std::to_string(prev) + ", " + std::to_string(n_used) + ")");
                 }
-                prev = keep[i];
+                prev = *keep;
             }
         }
+    }
+}
+
+void check_window(const llama_restkv_pool & pool, uint32_t n_used, int32_t n_window, int32_t n_skip) {
+    const int32_t n_observed = pool.window_rows(n_used, pool.n_ring).size();
+    if (n_window < 1 || n_skip < 0 || n_skip + n_window > n_observed) {
+        throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n_skip + n_window = " + std::to_string(n_skip) + " + " + std::to_string(n_window)
+            + " is not in [1, " + std::to_string(n_observed) + "], the observed queries");
     }
 }
 
@@ -125,19 +136,23 @@ void read_rows(const ggml_tensor * pool, const llama_restkv_layer & layer, uint3
     const auto * traits = ggml_get_type_traits(pool->type);
     std::vector<uint8_t> raw(n_used*pool->nb[1]);
     for (uint32_t h = 0; h < layer.n_head_kv; ++h, out += n_used*pool->ne[0]) {
-        ggml_backend_tensor_get(pool, raw.data(), layer.segment[h]*pool->nb[1], raw.size());
+        const uint32_t absent = layer.segments.absent[h];
+        const int64_t  n      = (n_used - absent)*pool->ne[0];
+        float * first = out + absent*pool->ne[0];
+        std::fill(out, first, 0.0f);
+        ggml_backend_tensor_get(pool, raw.data(), (layer.segments.base[h] + absent)*pool->nb[1], (n_used - absent)*pool->nb[1]);
         if (pool->type == GGML_TYPE_F32) {
-            std::memcpy(out, raw.data(), raw.size());
+            std::memcpy(first, raw.data(), n*sizeof(float));
         } else {
-            traits->to_float(raw.data(), out, n_used*pool->ne[0]);
+            traits->to_float(raw.data(), first, n);
         }
     }
 }
 
 } // namespace
 
-uint32_t llama_restkv_armed() {
-    return disabled() ? 0 : armed;
+llama_restkv_armed_args llama_restkv_armed() {
+    return disabled() ? llama_restkv_armed_args { 0, 0 } : armed;
 }
 
 // belongs to llama_kv_cache because cells and heads are private to it
@@ -160,18 +175,21 @@ const char * llama_restkv_pin        (void) { return LLAMA_RESTKV_PIN; }
 int32_t      llama_restkv_enabled    (void) { return disabled() ? 0 : 1; }
 const char * llama_restkv_last_error (void) { return last_error.c_str(); }
 
-int32_t llama_restkv_arm(int32_t n_ring) {
+int32_t llama_restkv_arm(int32_t n_ring, int32_t n_rows) {
     return guarded([&]() -> int32_t {
         if (n_ring < 1) {
             throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n_ring = " + std::to_string(n_ring) + " must be at least 1");
         }
-        armed = n_ring;
+        if (n_rows < 0) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n_rows = " + std::to_string(n_rows) + " must be at least 0");
+        }
+        armed = { (uint32_t) n_ring, (uint32_t) n_rows };
         return LLAMA_RESTKV_OK;
     });
 }
 
 void llama_restkv_disarm(void) {
-    armed = 0;
+    armed = { 0, 0 };
 }
 
 int32_t llama_restkv_attach(llama_context * ctx) {
@@ -226,6 +244,13 @@ int32_t llama_restkv_used(const llama_context * ctx) {
     return guarded([&] { return (int32_t) used_checked(cache_checked(ctx)); });
 }
 
+int32_t llama_restkv_room(const llama_context * ctx) {
+    return guarded([&] {
+        const auto & kv = cache_checked(ctx);
+        return (int32_t) (kv.get_restkv()->slot_end - used_checked(kv));
+    });
+}
+
 int64_t llama_restkv_bytes(const llama_context * ctx, int32_t kind) {
     int64_t res = 0;
     const int32_t status = guarded([&]() -> int32_t {
@@ -256,6 +281,15 @@ int32_t llama_restkv_v_rotated(const llama_context * ctx) {
     });
 }
 
+int32_t llama_restkv_k_rotated(const llama_context * ctx) {
+    return guarded([&]() -> int32_t {
+        ggml_init_params params = { ggml_tensor_overhead(), nullptr, true };
+        ggml_context_ptr tmp(ggml_init(params));
+        const auto * rot = cache_checked(ctx).build_input_k_rot(tmp.get());
+        return rot ? rot->ne[0] : 0;
+    });
+}
+
 int32_t llama_restkv_n_observed(const llama_context * ctx) {
     return guarded([&] {
         const auto & kv = cache_checked(ctx);
@@ -263,9 +297,14 @@ int32_t llama_restkv_n_observed(const llama_context * ctx) {
     });
 }
 
-void llama_restkv_forget_queries(llama_context * ctx) {
-    guarded([&]() -> int32_t {
-        cache_checked(ctx).get_restkv()->forget_queries();
+int32_t llama_restkv_clear(llama_context * ctx) {
+    return guarded([&]() -> int32_t {
+        auto & pool = *cache_checked(ctx).get_restkv();
+        ctx->synchronize();
+        ctx->get_memory()->clear(false);
+        pool.forget_queries();
+        pool.reset_layout();
+        ctx->restkv_reset_graphs();
         return LLAMA_RESTKV_OK;
     });
 }
@@ -280,54 +319,99 @@ int32_t llama_restkv_set_factors(llama_context * ctx, int32_t i, const float * f
 
 int32_t llama_restkv_score(
         llama_context * ctx,
-        int32_t flags, int32_t n_window, int32_t n_weights, const float * weights,
+        int32_t flags, int32_t n_window, int32_t n_skip, int32_t n_weights, const float * weights,
         float tau, int32_t top_k, const float * positions,
         float * attention, float * metric, float * drift) {
     return guarded([&]() -> int32_t {
         const auto & kv = cache_checked(ctx);
         auto & pool = *kv.get_restkv();
         const uint32_t n_used = used_checked(kv);
-        const int32_t n_observed = pool.window_rows(n_used, pool.n_ring).size();
-        if (n_window < 1 || n_window > n_observed) {
-            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n_window = " + std::to_string(n_window)
-                + " is not in [1, " + std::to_string(n_observed) + "], the observed queries");
+        check_window(pool, n_used, n_window, n_skip);
+        const auto asked = [flags](int32_t flag) { return (flags & flag) != 0; };
+        const bool needs_o = asked(LLAMA_RESTKV_AGGREGATE) || asked(LLAMA_RESTKV_PER_QUERY);
+        if (n_weights < 0 || (needs_o && !asked(LLAMA_RESTKV_REDUCE_MAX) && n_weights == 0)
+                || (asked(LLAMA_RESTKV_REDUCE_MAX) && !asked(LLAMA_RESTKV_MAX))) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "the metric needs a reduction over the window");
         }
-        const bool reduce_max = flags & LLAMA_RESTKV_REDUCE_MAX;
-        if (n_weights < 0 || (n_weights == 0 && !(flags & LLAMA_RESTKV_MAX)) || (reduce_max && !(flags & LLAMA_RESTKV_MAX))) {
-            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "no reduction over the window was asked for");
+        const int n_metric = asked(LLAMA_RESTKV_AGGREGATE) + asked(LLAMA_RESTKV_PER_QUERY) + asked(LLAMA_RESTKV_VALUE_NORM);
+        if (n_metric > 1 || (n_metric == 1) != (metric != nullptr)) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "one metric at most, and memory for it exactly when there is one");
         }
         if ((flags & LLAMA_RESTKV_DRIFT) && (top_k < 1 || !positions || !drift)) {
             throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "drift needs top_k >= 1 and positions");
         }
         llama_restkv_score_layers(ctx, pool, n_used,
-            { flags, n_window, n_weights, weights, tau, top_k, positions, attention, metric, drift });
+            { flags, n_window, n_skip, n_weights, weights, tau, top_k, positions, attention, metric, drift });
         return LLAMA_RESTKV_OK;
     });
 }
 
-int32_t llama_restkv_compact(llama_context * ctx, const int32_t * keep, int32_t n_keep, const int32_t * shift, llama_pos pos) {
+int32_t llama_restkv_key_direction(llama_context * ctx, float * cosine) {
+    return guarded([&]() -> int32_t {
+        const auto & kv = cache_checked(ctx);
+        llama_restkv_key_direction_layers(ctx, *kv.get_restkv(), used_checked(kv), cosine);
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_query_moments(llama_context * ctx, int32_t n_window, int32_t n_skip, const float * basis, float * first, float * second) {
+    return guarded([&]() -> int32_t {
+        const auto & kv = cache_checked(ctx);
+        const auto & pool = *kv.get_restkv();
+        const uint32_t n_used = used_checked(kv);
+        check_window(pool, n_used, n_window, n_skip);
+        auto rows = pool.window_rows(n_used, n_skip + n_window);
+        rows.resize(n_window);
+        std::vector<llama_pos> positions;
+        for (const uint32_t slot : pool.window_slots(rows)) {
+            positions.push_back(kv.get_cells(0).pos_get(slot));
+        }
+        llama_restkv_query_moments_layers(ctx, pool, rows, positions, basis, first, second);
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_mean_rotation(llama_context * ctx, int32_t i, llama_pos pos, int32_t n, float * rotation) {
+    return guarded([&]() -> int32_t {
+        if (n < 1) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n = " + std::to_string(n) + " must be at least 1");
+        }
+        llama_restkv_mean_rotation_layer(ctx, layer_checked(*cache_checked(ctx).get_restkv(), i), pos, n, rotation);
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_expected(llama_context * ctx, const float * mean, const float * root, float * logits) {
+    return guarded([&]() -> int32_t {
+        const auto & kv = cache_checked(ctx);
+        llama_restkv_expected_layers(ctx, *kv.get_restkv(), used_checked(kv), mean, root, logits);
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_compact(llama_context * ctx, const int32_t * n_keep, const int32_t * keep, const int32_t * shift, llama_pos pos) {
     return guarded([&]() -> int32_t {
         auto & kv = cache_checked(ctx);
         auto & pool = *kv.get_restkv();
-        const uint32_t n_used = used_checked(kv);
-        check_keep(pool, n_used, keep, n_keep);
+        check_keep(pool, used_checked(kv), n_keep, keep);
         if (shift && ggml_is_quantized(pool.type_k)) {
             throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, std::string("keys of type ") + ggml_type_name(pool.type_k)
                 + " cannot be rotated again and again: rounding adds up");
         }
-        if (pos < n_keep - 1) {
-            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "pos = " + std::to_string(pos) + " leaves no room for " + std::to_string(n_keep) + " rows");
+        const int32_t n_most = *std::max_element(n_keep, n_keep + pool.n_cols);
+        if (pos < n_most - 1) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "pos = " + std::to_string(pos) + " leaves no room for " + std::to_string(n_most) + " rows");
         }
         const auto flag = flag_of(ctx);
         flag->held = true;
         try {
-            llama_restkv_compact_layers(ctx, pool, n_used, keep, n_keep, shift);
+            llama_restkv_compact_layers(ctx, pool, n_keep, keep, shift);
         } catch (...) {
             flag->held = false;
             throw;
         }
         flag->held = false;
-        kv.restkv_rewrite_cells(n_keep, pos);
+        kv.restkv_rewrite_cells(n_most, pos);
         pool.forget_queries(); // their slots, and with shift their rotation, are those of before
         return LLAMA_RESTKV_OK;
     });

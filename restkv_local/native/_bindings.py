@@ -21,6 +21,14 @@ PER_QUERY = 1 << 2
 REDUCE_MAX = 1 << 3
 PAST_ONLY = 1 << 4
 DRIFT = 1 << 5
+SQUARE = 1 << 6
+ENTROPY = 1 << 7
+LAST_USE = 1 << 8
+VALUE_NORM = 1 << 9
+
+# attention rows that a flag adds, in the order they come
+ROWS = {"max": MAX, "square": SQUARE, "entropy": ENTROPY, "last_use": LAST_USE}
+METRICS = AGGREGATE | PER_QUERY | VALUE_NORM
 
 # llama_restkv_bytes_kind
 BYTES_K, BYTES_V, BYTES_SCORING, BYTES_OTHER = range(4)
@@ -54,8 +62,8 @@ class Bindings:
         library.llama_restkv_last_error.restype = C.c_char_p
         ctx = C.c_void_p
 
-        # int32_t llama_restkv_arm(int32_t n_ring);
-        self.arm = self._checked("arm", C.c_int32)
+        # int32_t llama_restkv_arm(int32_t n_ring, int32_t n_rows);
+        self.arm = self._checked("arm", C.c_int32, C.c_int32)
         # void llama_restkv_disarm(void);
         self.disarm = self._void("disarm")
         # int32_t llama_restkv_attach(struct llama_context * ctx);
@@ -71,26 +79,43 @@ class Bindings:
         self.capacity = self._checked("capacity", ctx)
         # int32_t llama_restkv_used(const struct llama_context * ctx);
         self.used = self._checked("used", ctx)
+        # int32_t llama_restkv_room(const struct llama_context * ctx);
+        self.room = self._checked("room", ctx)
         # int64_t llama_restkv_bytes(const struct llama_context * ctx, int32_t kind);
         self.bytes = self._checked("bytes", ctx, C.c_int32, result=C.c_int64)
         # int32_t llama_restkv_v_rotated(const struct llama_context * ctx);
         self.v_rotated = self._checked("v_rotated", ctx)
+        # int32_t llama_restkv_k_rotated(const struct llama_context * ctx);
+        self.k_rotated = self._checked("k_rotated", ctx)
         # int32_t llama_restkv_n_observed(const struct llama_context * ctx);
         self.n_observed = self._checked("n_observed", ctx)
-        # void llama_restkv_forget_queries(struct llama_context * ctx);
-        self.forget_queries = self._void("forget_queries", ctx)
+        # int32_t llama_restkv_clear(struct llama_context * ctx);
+        self.clear = self._checked("clear", ctx)
         # int32_t llama_restkv_set_factors(struct llama_context * ctx, int32_t i, const float * factors);
         self.set_factors = self._checked("set_factors", ctx, C.c_int32, F32_ARRAY)
         # int32_t llama_restkv_score(struct llama_context * ctx, int32_t flags, int32_t n_window,
-        #     int32_t n_weights, const float * weights, float tau, int32_t top_k,
+        #     int32_t n_skip, int32_t n_weights, const float * weights, float tau, int32_t top_k,
         #     const float * positions, float * attention, float * metric, float * drift);
         self.score = self._checked(
-            "score", ctx, *[C.c_int32] * 3, F32_ARRAY, C.c_float, C.c_int32,
+            "score", ctx, *[C.c_int32] * 4, F32_ARRAY, C.c_float, C.c_int32,
             F32_OR_NULL, F32_ARRAY, F32_OR_NULL, F32_OR_NULL,
         )  # fmt: skip
-        # int32_t llama_restkv_compact(struct llama_context * ctx, const int32_t * keep,
-        #     int32_t n_keep, const int32_t * shift, llama_pos pos);
-        self.compact = self._checked("compact", ctx, I32_IN, C.c_int32, I32_OR_NULL, C.c_int32)
+        # int32_t llama_restkv_key_direction(struct llama_context * ctx, float * cosine);
+        self.key_direction = self._checked("key_direction", ctx, F32_ARRAY)
+        # int32_t llama_restkv_query_moments(struct llama_context * ctx, int32_t n_window,
+        #     int32_t n_skip, const float * basis, float * first, float * second);
+        self.query_moments = self._checked(
+            "query_moments", ctx, C.c_int32, C.c_int32, F32_OR_NULL, F32_ARRAY, F32_ARRAY
+        )
+        # int32_t llama_restkv_mean_rotation(struct llama_context * ctx, int32_t i, llama_pos pos,
+        #     int32_t n, float * rotation);
+        self.mean_rotation = self._checked("mean_rotation", ctx, *[C.c_int32] * 3, F32_ARRAY)
+        # int32_t llama_restkv_expected(struct llama_context * ctx, const float * mean,
+        #     const float * root, float * logits);
+        self.expected = self._checked("expected", ctx, *[F32_ARRAY] * 3)
+        # int32_t llama_restkv_compact(struct llama_context * ctx, const int32_t * n_keep,
+        #     const int32_t * keep, const int32_t * shift, llama_pos pos);
+        self.compact = self._checked("compact", ctx, I32_IN, I32_IN, I32_OR_NULL, C.c_int32)
         # int32_t llama_restkv_read(struct llama_context * ctx, int32_t i, int32_t tensor,
         #     int32_t n_window, float * out);
         self.read = self._checked("read", ctx, *[C.c_int32] * 3, F32_ARRAY)

@@ -17,7 +17,7 @@ import numpy as np
 
 from restkv_local.errors import CacheFullError, ModelError, NativeError
 from restkv_local.native import _bindings, _library
-from restkv_local.types import F32, I32
+from restkv_local.types import F32, I32, Bool
 
 T = TypeVar("T")
 
@@ -69,16 +69,28 @@ class NativeContext:
         self.capacity = 0
         self.layers: list[LayerInfo] = []
         self.v_rotated = False
+        self.k_block = 0  # K is stored rotated in blocks of this many values; 0: as it is
 
     def open(
-        self, n_rows: int, *, n_ring: int, n_ubatch: int, n_threads: int, type_k: str, type_v: str
+        self,
+        n_rows: int,
+        *,
+        n_slots: int | None = None,
+        n_ring: int,
+        n_ubatch: int,
+        n_threads: int,
+        type_k: str,
+        type_v: str,
     ) -> None:
         """Make an empty context; one that was open before is freed first.
 
         Parameters
         ----------
         n_rows : int
-            Rows per segment. llama.cpp rounds up to a multiple of 256: ``capacity`` says what it became.
+            Rows per segment on average. llama.cpp rounds up to a multiple of 256: ``capacity`` says what it
+            became.
+        n_slots : int, optional
+            Rows that a single segment may grow to at the others' expense. None: all segments are equal.
         n_ring : int
             Observed queries kept per layer.
         n_ubatch : int
@@ -90,11 +102,12 @@ class NativeContext:
             If the context or its pool cannot be made.
         """
         self._free_context()
-        self._ctx = self._make_context(n_rows, n_ring, n_ubatch, n_threads, type_k, type_v)
+        self._ctx = self._make_context(n_rows, n_slots, n_ring, n_ubatch, n_threads, type_k, type_v)
         self._memory = self._llama.llama_get_memory(self._ctx)
         self.capacity = self._restkv.capacity(self._ctx)
         self.layers = self._layer_infos()
         self.v_rotated = bool(self._restkv.v_rotated(self._ctx))
+        self.k_block = self._restkv.k_rotated(self._ctx)
 
     def _load_model(self, path: Path, n_gpu_layers: int) -> Any:
         llama = self._llama
@@ -108,11 +121,18 @@ class NativeContext:
         return model
 
     def _make_context(
-        self, n_rows: int, n_ring: int, n_ubatch: int, n_threads: int, type_k: str, type_v: str
+        self,
+        n_rows: int,
+        n_slots: int | None,
+        n_ring: int,
+        n_ubatch: int,
+        n_threads: int,
+        type_k: str,
+        type_v: str,
     ) -> Any:
         llama = self._llama
         params = llama.llama_context_default_params()
-        params.n_ctx = n_rows
+        params.n_ctx = n_rows if n_slots is None else n_slots
         params.n_batch = params.n_ubatch = n_ubatch
         params.n_seq_max = 1
         params.n_threads = params.n_threads_batch = n_threads
@@ -125,7 +145,7 @@ class NativeContext:
 
         def make() -> Any:
             # Armed on the thread that creates the context: the flag is thread-local.
-            self._restkv.arm(n_ring)
+            self._restkv.arm(n_ring, 0 if n_slots is None else n_rows)
             try:
                 return llama.llama_init_from_model(self._model, params)
             finally:
@@ -296,13 +316,17 @@ class NativeContext:
 
     def clear(self) -> None:
         """Forget every row."""
-        self._llama.llama_memory_clear(self._memory, False)
-        self._restkv.forget_queries(self._ctx)
+        self._restkv.clear(self._ctx)
 
     @property
     def used(self) -> int:
-        """Rows in use."""
+        """Slots in use: the rows of the fullest segment."""
         return int(self._restkv.used(self._ctx))
+
+    @property
+    def room(self) -> int:
+        """Tokens that every segment still has a row for."""
+        return int(self._restkv.room(self._ctx))
 
     @property
     def n_observed(self) -> int:
@@ -332,6 +356,7 @@ class NativeContext:
         *,
         flags: int,
         weights: F32,
+        n_skip: int = 0,
         tau: float = 1.0,
         top_k: int = 0,
         positions: Sequence[I32] | None = None,
@@ -344,22 +369,24 @@ class NativeContext:
             ``_bindings.MAX`` and its neighbours, or-ed.
         weights : ndarray of shape (n_weights, n_window)
             Linear reductions over the window, oldest query first.
+        n_skip : int
+            Queries newer than the window.
         positions : list of ndarray of shape (n_head_kv, n_used), optional
             True positions per layer, for DRIFT.
 
         Returns
         -------
-        attention : list of ndarray of shape (n_weights + max, n_head, n_used)
+        attention : list of ndarray of shape (n_weights + flagged rows, n_head, n_used)
         metric : list of ndarray of shape (n_head, n_used), or None
         drift : list of ndarray of shape (n_head, n_window), or None
         """
         n_used = self.used
         n_weights, n_window = weights.shape
-        n_rows = n_weights + bool(flags & _bindings.MAX)
+        n_rows = n_weights + sum(bool(flags & flag) for flag in _bindings.ROWS.values())
         heads = [layer.n_head for layer in self.layers]
         attention = np.empty(n_rows * sum(heads) * n_used, np.float32)
         metric = drift = flat = None
-        if flags & (_bindings.AGGREGATE | _bindings.PER_QUERY):
+        if flags & _bindings.METRICS:
             metric = np.empty(sum(heads) * n_used, np.float32)
         if flags & _bindings.DRIFT:
             assert positions is not None
@@ -368,7 +395,7 @@ class NativeContext:
         weights = np.ascontiguousarray(weights, dtype=np.float32)
         self._run(
             lambda: self._restkv.score(
-                self._ctx, flags, n_window, n_weights, weights, tau, top_k,
+                self._ctx, flags, n_window, n_skip, n_weights, weights, tau, top_k,
                 flat, attention, metric, drift,
             )
         )  # fmt: skip
@@ -386,22 +413,72 @@ class NativeContext:
             None if drift is None else [part[0] for part in split(drift, 1, n_window)],
         )
 
-    def compact(self, keep: I32, shift: I32 | None, position: int) -> None:
-        """Move the survivors down, all layers or none.
+    def key_direction(self) -> F32:
+        """Return the cosine of each key to its head's mean direction: (n_layer, n_head_kv, n_used)."""
+        out = np.empty((len(self.layers), self.layers[0].n_head_kv, self.used), np.float32)
+        self._run(lambda: self._restkv.key_direction(self._ctx, out))
+        return out
+
+    def query_moments(self, n_window: int, n_skip: int, basis: F32 | None) -> tuple[F32, F32]:
+        """Sum ``q`` and ``q q'`` of observed queries, the newest but ``n_skip``, as they were before RoPE.
 
         Parameters
         ----------
-        keep : ndarray of shape (n_layer, n_head_kv, n_keep), int32
-            Ascending slots.
-        shift : ndarray of the same shape, int32, or None
-            Positions to add to each key's rotation.
+        basis : ndarray of shape (d, d), optional
+            Multiplies queries first, to undo the rotation of keys stored rotated.
+
+        Returns
+        -------
+        first : ndarray of shape (n_layer, n_head, d)
+        second : ndarray of shape (n_layer, n_head, d, d)
+        """
+        layer = self.layers[0]
+        shape = (len(self.layers), layer.n_head, layer.head_dim_k)
+        first = np.empty(shape, np.float32)
+        second = np.empty((*shape, layer.head_dim_k), np.float32)
+        self._run(
+            lambda: self._restkv.query_moments(self._ctx, n_window, n_skip, basis, first, second)
+        )
+        return first, second
+
+    def mean_rotation(self, layer: int, position: int, n: int) -> F32:
+        """Return the mean RoPE matrix of ``n`` positions from ``position`` on, ``R @ x``: (d, d)."""
+        d = self.layers[layer].head_dim_k
+        out = np.empty((d, d), np.float32)
+        self._run(lambda: self._restkv.mean_rotation(self._ctx, layer, position, n, out))
+        return out.T
+
+    def expected(self, mean: F32, root: F32) -> F32:
+        """Return logits ``mean k + sum_r (root_r k)**2`` of every key: (n_layer, n_head, n_used).
+
+        Parameters
+        ----------
+        mean : ndarray of shape (n_layer, n_head, d)
+        root : ndarray of shape (n_layer, n_head, d, d)
+        """
+        mean = np.ascontiguousarray(mean, dtype=np.float32)
+        root = np.ascontiguousarray(root, dtype=np.float32)
+        out = np.empty((*mean.shape[:2], self.used), np.float32)
+        self._run(lambda: self._restkv.expected(self._ctx, mean, root, out))
+        return out
+
+    def compact(self, keep: Bool, shift: I32 | None, position: int) -> None:
+        """Move the survivors together, all layers or none.
+
+        Parameters
+        ----------
+        keep : ndarray of shape (n_layer, n_head_kv, n_used), bool
+            True for the slots that stay.
+        shift : ndarray of int32, or None
+            Positions to add to the rotation of each surviving key, in the order of ``keep``.
         position : int
             Position of the newest row afterwards.
         """
-        keep = np.ascontiguousarray(keep, dtype=np.int32)
+        n_keep = np.count_nonzero(keep, axis=-1).astype(np.int32)
+        slots = np.nonzero(keep)[-1].astype(np.int32)
         if shift is not None:
             shift = np.ascontiguousarray(shift, dtype=np.int32)
-        self._run(lambda: self._restkv.compact(self._ctx, keep, keep.shape[-1], shift, position))
+        self._run(lambda: self._restkv.compact(self._ctx, n_keep, slots, shift, position))
 
     def read(self, layer: int, tensor: str, n_window: int = 0) -> F32:
         """Return one tensor of pool layer ``layer`` as float32, for the NumPy oracle.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from restkv_local.types import F32, F64, Observation, ObservationRequest
+from restkv_local.types import F32, F64, I32, Bool, Observation, ObservationRequest, Tracked
 
 if TYPE_CHECKING:
     from restkv_local.config import Config
@@ -29,6 +29,14 @@ class Policy(Protocol):
         False for a policy that keeps every row, whatever the budget.
     keeps_sinks : bool
         False for a policy whose point is that the first tokens go too.
+    track : {"none", "sum", "last_use", "queries"}
+        What the engine keeps up to date over all queries, prefill and decode.
+        Figures of every row are carried through evictions: ``"sum"``, attention
+        the row has received; ``"last_use"``, position of the newest token that
+        gave it its fair share, 1 over the rows it saw, at first its own position.
+        Of query heads that share a KV head: the mean, and the newest.
+        ``"queries"``: first and second moments of the queries before RoPE, which
+        ``key_score="expected"`` is made from.
     """
 
     name: ClassVar[str]
@@ -36,6 +44,7 @@ class Policy(Protocol):
     source: ClassVar[str]
     evicts: ClassVar[bool] = True
     keeps_sinks: ClassVar[bool] = True
+    track: ClassVar[Tracked] = "none"
 
     @classmethod
     def from_config(cls, config: Config) -> Policy:
@@ -68,8 +77,30 @@ class Policy(Protocol):
         ndarray of shape (n_head_kv, n_kv), float32
             Finite; higher means keep. Comparable within a KV head. Protected
             rows are scored like any other: keeping them is the planner's job.
+            Places without a row may score anything finite.
         """
         ...
+
+    def rerank(self, scores: F32, observation: Observation, candidates: Bool, n_select: I32) -> F32:
+        """Score again once it is known how many rows each KV head may choose: by default nothing changes.
+
+        Parameters
+        ----------
+        scores : ndarray of shape (n_head_kv, n_kv)
+            What :meth:`score` returned, without the rows of a question that goes.
+        observation : Observation
+            What :meth:`score` was given; the rows of such a question are its last.
+        candidates : ndarray of shape (n_head_kv, n_kv), bool
+            Rows that are there and not protected.
+        n_select : ndarray of shape (n_head_kv,), int32
+            Candidates that will stay.
+
+        Returns
+        -------
+        ndarray of shape (n_head_kv, n_kv), float32
+            Finite; only the order of the candidates of a KV head means anything.
+        """
+        return scores
 
 
 def reduce_groups(values: F32 | F64, n_head_kv: int, group: Group = "mean") -> F64:

@@ -8,16 +8,40 @@ from restkv_local.config import DEFAULTS, Config
 from restkv_local.errors import ConfigError
 from restkv_local.policies.base import Policy
 from restkv_local.policies.caote import Caote
+from restkv_local.policies.criticalkv import CriticalKV
+from restkv_local.policies.defensivekv import DefensiveKV
+from restkv_local.policies.expected_attention import ExpectedAttention
 from restkv_local.policies.fifo import Fifo
 from restkv_local.policies.full import Full
+from restkv_local.policies.h2o import H2O
+from restkv_local.policies.keydiff import KeyDiff
+from restkv_local.policies.lacache import LaCache
+from restkv_local.policies.lru import LRU
 from restkv_local.policies.restkv import RestKV
 from restkv_local.policies.seeded_random import SeededRandom
 from restkv_local.policies.snapkv import SnapKV
 from restkv_local.policies.streamingllm import StreamingLLM
+from restkv_local.policies.tova import TOVA
 
 POLICIES: Final[dict[str, type[Policy]]] = {
     policy.name: policy
-    for policy in (RestKV, SnapKV, Caote, StreamingLLM, Fifo, SeededRandom, Full)
+    for policy in (
+        RestKV,
+        SnapKV,
+        Caote,
+        CriticalKV,
+        DefensiveKV,
+        TOVA,
+        H2O,
+        ExpectedAttention,
+        KeyDiff,
+        LaCache,
+        StreamingLLM,
+        LRU,
+        Fifo,
+        SeededRandom,
+        Full,
+    )
 }
 
 

@@ -138,7 +138,12 @@ class RestKV(Policy):
         """Score the rows of one layer: (n_head_kv, n_kv)."""
         indicator = self._indicator(observation)
         grouped = reduce_groups(indicator, observation.n_head_kv, self.group)
-        smoothed = smooth_rows(grouped, observation.n_window, self._windows(observation))
+        smoothed = smooth_rows(
+            grouped,
+            observation.n_window,
+            self._windows(observation),
+            n_absent=observation.n_absent,
+        )
         return to_scores(smoothed)
 
     def _indicator(self, observation: Observation) -> F32 | F64:

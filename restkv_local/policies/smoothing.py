@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from restkv_local.types import F64
+from restkv_local.types import F64, I32
 
 Pooling = Literal["mean", "max"]
 
@@ -86,22 +86,31 @@ def smooth_rows(
     n_window: int,
     windows: Sequence[tuple[int, int]],
     pooling: Pooling = "mean",
+    *,
+    n_absent: I32 | None = None,
 ) -> F64:
-    """Pool the past and the window of each KV head, each for itself.
+    """Pool the past and the window of each head, each for itself.
 
     Parameters
     ----------
-    scores : ndarray of shape (n_head_kv, n_kv)
-        One layer.
+    scores : ndarray of shape (n_head, n_kv)
+        One layer, by KV head or by query head.
     n_window : int
         Newest rows that are the window's own.
     windows : sequence of (kernel, shift)
-        One pair for each KV head, or one for all.
+        One pair for each head, or one for all.
+    n_absent : ndarray of shape (n_head,), int32, optional
+        Places before the oldest row of each head. That row stands in for them,
+        as it does beyond the end where nothing is absent.
 
     Returns
     -------
-    ndarray of shape (n_head_kv, n_kv), float64
+    ndarray of shape (n_head, n_kv), float64
     """
+    if n_absent is not None and n_absent.any():
+        n_kv = scores.shape[-1]
+        oldest = np.minimum(n_absent, n_kv - 1)[:, None]
+        scores = np.take_along_axis(scores, np.maximum(np.arange(n_kv), oldest), axis=-1)
     split = max(scores.shape[-1] - n_window, 0)
     parts = (scores[:, :split], scores[:, split:])
     if len(set(windows)) == 1:

@@ -53,5 +53,11 @@ class SnapKV(Policy):
         """Score the rows of one layer: (n_head_kv, n_kv)."""
         attention = observation.attention["mean"]
         grouped = reduce_groups(attention, observation.n_head_kv, self.group)
-        windows = [(self.kernel, 0)]
-        return to_scores(smooth_rows(grouped, observation.n_window, windows, self.pooling))
+        smoothed = smooth_rows(
+            grouped,
+            observation.n_window,
+            [(self.kernel, 0)],
+            self.pooling,
+            n_absent=observation.n_absent,
+        )
+        return to_scores(smoothed)

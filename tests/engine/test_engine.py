@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from restkv_local.errors import CacheFullError, ConfigError, UnsupportedModelError
+from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES
 from tests import builders
 
@@ -33,8 +34,11 @@ def check_invariants(engine):
     assert counters.peak <= engine.capacity
     assert engine.used == engine.native.used
     positions = engine.true_positions
-    assert (np.diff(positions, axis=-1) > 0).all()
-    assert positions.max() == counters.seen - 1
+    absent = positions < 0
+    assert (np.diff(positions, axis=-1) > 0)[~absent[..., :-1]].all()
+    assert (absent[..., 1:] <= absent[..., :-1]).all()
+    assert (positions[..., -1] == counters.seen - 1).all()
+    assert engine.n_rows.sum() <= engine.capacity * engine.n_rows.size
 
 
 @pytest.mark.parametrize("prefill", ["bounded", "full"])
@@ -111,15 +115,11 @@ def test_sinks_pinned_and_recent_rows_survive_any_score(open_llama, tokens, fill
     llama = open_llama(MODELS["llama-gqa-2"])
     engine = llama.engine
 
-    class Odd:
-        evicts, keeps_sinks = True, True
-        request = staticmethod(lambda *_: None)
+    class Odd(Policy):
+        def request(self, n_obs, max_position, n_select):
+            return None
 
-        def guided(self):
-            return self
-
-        @staticmethod
-        def score(observation):
+        def score(self, observation):
             return np.full(observation.positions.shape, fill, np.float32)
 
     engine.policy = Odd()

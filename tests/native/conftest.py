@@ -9,12 +9,20 @@ def open_native(tmp_path):
     """Write a tiny model, load it and open a context; all are freed after the test."""
     opened = []
 
-    def open_(model, *, n_rows=256, n_ring=32, n_ubatch=64, type_k="f16", type_v="f16"):
+    def open_(
+        model, *, n_rows=256, n_slots=None, n_ring=32, n_ubatch=64, type_k="f16", type_v="f16"
+    ):
         path = model if hasattr(model, "exists") else model.write(tmp_path / f"m{len(opened)}.gguf")
         native = NativeContext(path)
         opened.append(native)
         native.open(
-            n_rows, n_ring=n_ring, n_ubatch=n_ubatch, n_threads=1, type_k=type_k, type_v=type_v
+            n_rows,
+            n_slots=n_slots,
+            n_ring=n_ring,
+            n_ubatch=n_ubatch,
+            n_threads=1,
+            type_k=type_k,
+            type_v=type_v,
         )
         return native
 

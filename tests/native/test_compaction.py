@@ -4,19 +4,30 @@ import numpy as np
 import pytest
 
 from restkv_local.errors import NativeError
+from restkv_local.types import EvictionPlan
 from tests import builders
 
 pytestmark = pytest.mark.native
 
 
 def random_keep(native, n_keep, seed=0):
+    """Mask of ``n_keep`` rows in each layer and KV head, a number or an array of them."""
     rng = np.random.default_rng(seed)
-    layers, heads = len(native.layers), native.layers[0].n_head_kv
-    keep = np.empty((layers, heads, n_keep), np.int32)
-    for i in range(layers):
-        for h in range(heads):
-            keep[i, h] = np.sort(rng.choice(native.used, n_keep, replace=False))
+    shape = len(native.layers), native.layers[0].n_head_kv
+    keep = np.zeros((*shape, native.used), bool)
+    for head, n in zip(np.ndindex(shape), np.broadcast_to(n_keep, shape).flat, strict=True):
+        keep[head][rng.choice(native.used, n, replace=False)] = True
     return keep
+
+
+def keep_all(native):
+    return np.ones((len(native.layers), native.layers[0].n_head_kv, native.used), bool)
+
+
+def slot_shift(keep):
+    """Change of slot of every row that stays: what compact positions rotate by."""
+    source, slot = EvictionPlan(keep, np.count_nonzero(keep, axis=-1)).moves()
+    return slot - source[-1]
 
 
 @pytest.mark.parametrize("type_kv", ["f16", "q8_0", "q4_0"])
@@ -35,8 +46,8 @@ def test_compaction_equals_a_loop_of_copies(open_native, tokens, n_head_kv, type
         for tensor, old in zip("kv", pair, strict=True):
             expected = np.empty((n_head_kv, 41, 64), np.float32)
             for h in range(n_head_kv):
-                for j in range(41):
-                    expected[h, j] = old[h, keep[i, h, j]]
+                for j, slot in enumerate(np.flatnonzero(keep[i, h])):
+                    expected[h, j] = old[h, slot]
             np.testing.assert_array_equal(native.read(i, tensor), expected)
 
 
@@ -58,10 +69,10 @@ def test_rerotation_equals_direct_rotation(open_native, tokens, model):
     native.decode(text)
     keep = random_keep(native, 25)
     keep[:] = keep[0, 0]  # the same tokens everywhere, so that they can be read again
-    native.compact(keep, np.arange(25, dtype=np.int32) - keep, 24)
+    native.compact(keep, slot_shift(keep), 24)
     moved = native.read(0, "k")
     direct = open_native(model)
-    direct.decode([text[i] for i in keep[0, 0]])
+    direct.decode([text[i] for i in np.flatnonzero(keep[0, 0])])
     expected = direct.read(0, "k")
     error = np.linalg.norm(moved - expected) / np.linalg.norm(expected)
     assert error < 1e-3
@@ -74,8 +85,7 @@ def test_keys_that_do_not_move_are_not_touched(open_native, tokens):
     native = open_native(ROPE_MODELS["norm-yarn"])
     native.decode(tokens(40))
     before = native.read(0, "k")
-    keep = np.broadcast_to(np.arange(40, dtype=np.int32), (2, 2, 40))
-    native.compact(keep, np.zeros_like(keep), 39)
+    native.compact(keep_all(native), np.zeros(2 * 2 * 40, np.int32), 39)
     np.testing.assert_array_equal(native.read(0, "k"), before)
 
 
@@ -84,11 +94,11 @@ def test_rounding_after_500_events_stays_within_one_percent(open_native, tokens,
     native = open_native(ROPE_MODELS[name])
     native.decode(tokens(60))
     start = native.read(0, "k").astype(np.float64)
-    rows = np.broadcast_to(np.arange(60, dtype=np.int32), (2, 2, 60))
     for event in range(500):
         # There and back again by odd amounts: every row turns at every event.
         step = 7 + 13 * (event // 2 % 5)
-        native.compact(rows, np.full_like(rows, step if event % 2 == 0 else -step), 59)
+        shift = np.full(2 * 2 * 60, step if event % 2 == 0 else -step)
+        native.compact(keep_all(native), shift, 59)
     error = np.linalg.norm(native.read(0, "k") - start) / np.linalg.norm(start)
     assert error < 0.01
 
@@ -98,8 +108,7 @@ def test_decoding_goes_on_after_compaction_in_both_kinds_of_positions(open_nativ
         native = open_native(builders.llama(head_dim=64))
         native.decode(tokens(64))
         keep = random_keep(native, 20)
-        keep[..., -4:] = np.arange(60, 64)
-        shift = np.arange(20, dtype=np.int32) - keep if shifted else None
+        shift = slot_shift(keep) if shifted else None
         native.compact(keep, shift, 19 if shifted else native.position)
         assert native.position == (19 if shifted else 63)
         native.decode(tokens(10, seed=3))
@@ -114,8 +123,7 @@ def test_keeping_every_row_changes_nothing(open_native, tokens):
         native = open_native(builders.llama(head_dim=64))
         native.decode(tokens(50))
         if compacted:
-            rows = np.broadcast_to(np.arange(50, dtype=np.int32), (2, 2, 50))
-            native.compact(rows, None, native.position)
+            native.compact(keep_all(native), None, native.position)
         native.decode(tokens(3, seed=5))
         logits.append(native.logits().copy())
     np.testing.assert_array_equal(*logits)
@@ -134,9 +142,9 @@ def test_a_bad_plan_is_refused_and_changes_nothing(open_native, tokens, keep, me
     native = open_native(builders.llama(head_dim=64))
     native.decode(tokens(20))
     before = native.read(0, "k")
-    plan = np.broadcast_to(np.array(keep, np.int32), (2, 2, 2))
+    n_keep, slots = np.full((2, 2), 2, np.int32), np.tile(np.array(keep, np.int32), 4)
     with pytest.raises(NativeError, match=message):
-        native.compact(plan, None, native.position)
+        native._restkv.compact(native._ctx, n_keep, slots, None, native.position)
     assert native.used == 20
     np.testing.assert_array_equal(native.read(0, "k"), before)
 
@@ -145,6 +153,5 @@ def test_a_bad_plan_is_refused_and_changes_nothing(open_native, tokens, keep, me
 def test_quantised_keys_are_never_rotated_again(open_native, tokens, type_k):
     native = open_native(builders.llama(head_dim=64), type_k=type_k)
     native.decode(tokens(20))
-    rows = np.broadcast_to(np.arange(10, dtype=np.int32), (2, 2, 10))
     with pytest.raises(NativeError, match="rounding adds up"):
-        native.compact(rows, np.zeros_like(rows), 9)
+        native.compact(keep_all(native), np.zeros(2 * 2 * 20, np.int32), 19)

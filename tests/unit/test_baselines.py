@@ -10,6 +10,8 @@ from restkv_local.policies.restkv import RestKV
 from restkv_local.policies.seeded_random import SeededRandom
 from restkv_local.policies.snapkv import SnapKV
 from restkv_local.policies.streamingllm import StreamingLLM
+from restkv_local.policies.tova import TOVA
+from restkv_local.types import Observation
 from tests.observations import make_observation
 
 
@@ -47,13 +49,44 @@ def test_caote_is_the_same_score_without_the_projection():
 def test_recency_keeps_the_newest_and_sinks_only_where_they_belong(policy, kept):
     scores = policy.score(make_observation(None, n_head_kv=1, n_kv=10))
     protected = protect_rows(10, n_sink=2 if policy.keeps_sinks else 0, n_recent=1)
-    plan = plan_eviction([scores], np.full((1, 1), 5, np.int32), protected)
-    assert plan.keep[0][0].tolist() == kept
+    plan = plan_eviction(scores[None], np.full((1, 1), 5, np.int32), protected)
+    assert plan.rows(0, 0).tolist() == kept
 
 
 def test_recency_is_strict_in_a_very_long_cache():
     scores = Fifo().score(make_observation(None, n_head_kv=1, n_head=1, n_kv=200_000, head_dim=1))
     assert (np.diff(scores) > 0).all()
+
+
+def test_snapkv_lets_no_absent_place_into_the_average():
+    policy = SnapKV(kernel=3)
+    observation = make_observation(policy.request(8, 100, 6), n_absent=(4, 0))
+    row = observation.attention["mean"][:2].astype(np.float64).mean(axis=0)
+    assert row[:4].tolist() == [0.0] * 4
+    assert policy.score(observation)[0, 4] == pytest.approx((2 * row[4] + row[5]) / 3, rel=1e-6)
+
+
+def observe_last(attention, positions):
+    return Observation(
+        layer=0,
+        n_obs=1,
+        n_window=1,
+        positions=np.array(positions, np.int32),
+        attention={"last": np.array(attention, np.float32)},
+    )
+
+
+def test_tova_scores_a_token_by_the_mean_of_all_heads_of_the_layer():
+    observation = observe_last(
+        [[0.5, 0.25, 0.25], [0, 0.5, 0.5], [1, 0, 0], [0.5, 0, 0.5]], [[0, 1, 2], [0, 1, 2]]
+    )
+    expected = [2 / 4, 0.75 / 4, 1.25 / 4]
+    np.testing.assert_allclose(TOVA().score(observation), [expected] * 2)
+
+
+def test_tova_follows_the_token_where_heads_hold_different_rows():
+    observation = observe_last([[0.25, 0.5, 0.25], [0, 0.5, 0.5]], [[0, 4, 9], [-1, 4, 8]])
+    np.testing.assert_allclose(TOVA().score(observation), [[0.125, 0.5, 0.125], [0.0, 0.5, 0.25]])
 
 
 def test_full_does_not_evict():

@@ -6,15 +6,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restkv_local.reference import (
+    column_statistics,
+    expected_attention,
+    key_difference,
     observe,
     output_change,
     output_distance,
     reduce_queries,
     set_error,
+    value_norm,
     window_attention,
 )
 from restkv_local.types import ObservationRequest
-from tests.observations import make_layer, make_observation, positions_with_gaps, rows_of_window
+from tests.observations import (
+    make_layer,
+    make_moments,
+    make_observation,
+    mark_absent,
+    positions_with_gaps,
+    rows_of_window,
+)
 
 GQA = st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2), (8, 1)])
 
@@ -156,8 +167,27 @@ def test_the_other_reductions_are_what_they_say():
         "sum": values.sum(axis=1),
         "max": values.max(axis=1),
         "last": values[:, -1],
+        "square": (values * values).mean(axis=1),
+        "entropy": (-values * np.log(values)).mean(axis=1),
     }.items():
         np.testing.assert_allclose(reduce_queries(values, request, name), expected, rtol=1e-6)
+
+
+def test_no_attention_has_no_entropy():
+    request = ObservationRequest(reductions=("entropy",))
+    one_hot = np.zeros((1, 3, 4))
+    one_hot[..., 2] = 1.0
+    assert (reduce_queries(one_hot, request, "entropy") == 0).all()
+    even = np.full((1, 3, 4), 0.25)
+    assert reduce_queries(even, request, "entropy").sum() == pytest.approx(np.log(4))
+
+
+def test_square_and_mean_give_the_variance_over_the_queries():
+    q, k, v, factors = make_layer()
+    request = ObservationRequest(reductions=("mean", "square"))
+    attention = make_observation(request, tensors=(q, k, v, factors)).attention
+    variance = attention["square"] - attention["mean"].astype(np.float64) ** 2
+    np.testing.assert_allclose(variance, attend(q, k).var(axis=1), atol=1e-7)
 
 
 def test_ema_is_almost_the_last_eight_queries():
@@ -230,3 +260,158 @@ def test_drift_is_the_mean_position_of_the_strongest_rows_of_each_half(n_obs):
         front = means[: max(n_obs // 2, 1)]
         expected = [np.mean(front), np.mean(means[n_obs // 2 :])]
         np.testing.assert_allclose(observation.drift[h], expected, rtol=1e-6)
+
+
+EVERYTHING = [
+    ObservationRequest(
+        reductions=("ema", "mean", "max", "last", "sum", "square", "entropy"),
+        distance="aggregate",
+        drift=True,
+        top_k=3,
+        value_norm=True,
+        key_score="difference",
+    ),
+    ObservationRequest(
+        reductions=("mean",), distance="per_query", past_only=True, key_score="expected"
+    ),
+    ObservationRequest(value_norm=True, project=False, key_score="expected"),
+]
+ARRAYS = ("distance", "indicator", "drift", "value_norm", "key_score")
+
+
+@pytest.mark.parametrize("request_", EVERYTHING, ids=["aggregate", "per_query", "no attention"])
+@pytest.mark.parametrize("n_absent", [(3, 0), (5, 14)], ids=str)
+def test_absent_places_are_as_if_the_rows_were_not_there(request_, n_absent):
+    """Each KV head against a cache that holds nothing but that head's rows."""
+    q, k, v, factors = make_layer()
+    whole = make_observation(request_, tensors=(q, k, v, factors), n_absent=n_absent)
+    for g, absent in enumerate(n_absent):
+        heads, rows = slice(2 * g, 2 * g + 2), slice(absent, None)
+        moments = tuple(make_moments(q)[i][heads] for i in (0, 1))
+        alone = observe(
+            q[heads],
+            k[g : g + 1, rows],
+            v[g : g + 1, rows],
+            factors[heads],
+            request_,
+            whole.positions[g : g + 1, rows],
+            rows_of_window(24 - absent, 8),
+            6**-0.5,
+            moments=(*moments, make_moments(q)[2]),
+        )
+        for name, array in alone.attention.items():
+            np.testing.assert_allclose(whole.attention[name][heads, rows], array, rtol=1e-6)
+            assert (whole.attention[name][heads, :absent] == 0).all()
+        for name in ARRAYS:
+            mine, other = getattr(whole, name), getattr(alone, name)
+            assert (mine is None) == (other is None)
+            if mine is None:
+                continue
+            per_head = slice(g, g + 1) if mine.shape[0] == 2 else heads
+            found = mine[per_head] if name == "drift" else mine[per_head, rows]
+            np.testing.assert_allclose(found, other, rtol=2e-6, atol=1e-30)
+            assert np.isfinite(mine).all()
+
+
+def test_a_query_that_sees_no_row_gives_nothing():
+    q, k, _, _ = make_layer()
+    present = mark_absent(positions_with_gaps(2, 24), (20, 0)) >= 0
+    attn = window_attention(q, k, 1.0, q_row=rows_of_window(24, 8), present=present)
+    assert (attn[:2, :4] == 0).all()
+    np.testing.assert_allclose(attn[:2, 4:].sum(axis=-1), 1)
+    np.testing.assert_allclose(attn[2:].sum(axis=-1), 1)
+
+
+def test_the_strongest_of_fewer_rows_than_asked_for_are_all_rows():
+    request = ObservationRequest(reductions=("mean",), drift=True, top_k=20)
+    observation = make_observation(request, n_absent=10)
+    means = observation.positions[:, 10:].mean(axis=1)
+    np.testing.assert_allclose(observation.drift, np.repeat(means, 2)[:, None] * [1, 1], rtol=1e-6)
+
+
+def test_layers_and_tracked_figures_are_passed_through():
+    request = ObservationRequest(reductions=("mean",))
+    observation = make_observation(request, layer=3, n_layer=7, track="sum")
+    assert (observation.layer, observation.n_layer) == (3, 7)
+    assert observation.tracked.shape == (2, 24)
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_value_norms_are_lengths_after_the_projection_of_each_head(projected):
+    _, _, v, factors = make_layer()
+    found = value_norm(v, factors if projected else None, 4)
+    for h in range(4):
+        image = v[h // 2] @ factors[h] if projected else v[h // 2]
+        np.testing.assert_allclose(found[h], np.sqrt((image**2).sum(axis=-1)), rtol=1e-5)
+
+
+def test_projected_norms_need_factors():
+    q, k, v, _ = make_layer()
+    with pytest.raises(ValueError, match="needs factors"):
+        make_observation(ObservationRequest(value_norm=True), tensors=(q, k, v, None))
+
+
+def test_expected_attention_needs_moments():
+    q, k, v, _ = make_layer()
+    request = ObservationRequest(key_score="expected")
+    rows = positions_with_gaps(2, 24)
+    with pytest.raises(ValueError, match="needs the moments"):
+        observe(q, k, v, None, request, rows, rows_of_window(24, 8), 1.0)
+
+
+def test_the_cosine_is_to_the_mean_of_the_directions():
+    """Lengths do not count: 0, 90 and 90 degrees; the long key pulls no more than a short one."""
+    k = np.array([[[9, 0], [0, 1], [0, 2], [7, 7]]], np.float32)
+    present = np.array([[1, 1, 1, 0]], bool)
+    expected = [1 / np.sqrt(5), 2 / np.sqrt(5), 2 / np.sqrt(5), 0]
+    np.testing.assert_allclose(key_difference(k, present)[0], expected, rtol=1e-12)
+
+
+def test_keys_without_a_direction_have_cosine_zero():
+    k = np.array([[[0, 0], [1, 0]], [[1, 0], [-1, 0]]], np.float32)
+    assert key_difference(k, np.ones((2, 2), bool)).tolist() == [[0, 1], [0, 0]]
+
+
+def test_expected_attention_is_the_mean_of_exponentials_of_normal_queries():
+    """The closed form against samples: E exp(scale q.k) for q of the given moments."""
+    rng = np.random.default_rng(1)
+    mean, spread = rng.standard_normal((2, 3)), 0.4 * rng.standard_normal((2, 3, 3))
+    covariance = spread @ spread.transpose(0, 2, 1)
+    moment = covariance + mean[:, :, None] * mean[:, None, :]
+    angle = 0.3
+    rotation = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    k = rng.standard_normal((1, 5, 3))
+    found = expected_attention(mean, moment, rotation, k, 0.7, np.ones((1, 5), bool))
+    for h in range(2):
+        noise = rng.standard_normal((400_000, 3)) @ spread[h].T
+        queries = (mean[h] + noise) @ rotation.T
+        weights = np.exp(0.7 * queries @ k[0].T).mean(axis=0)
+        np.testing.assert_allclose(found[h], weights / weights.sum(), rtol=0.02)
+
+
+def test_queries_that_never_change_are_expected_again():
+    """No spread: the softmax of one query, rotated."""
+    q, k, _, _ = make_layer(n_obs=1, dtype=np.float64)
+    moment = q.transpose(0, 2, 1) @ q
+    found = expected_attention(q[:, 0], moment, np.eye(6), k, 0.4, np.ones((2, 24), bool))
+    attn = window_attention(q, k, 0.4, q_row=np.array([23], np.int32))
+    np.testing.assert_allclose(found, attn[:, 0], rtol=1e-9)
+
+
+def test_columns_are_summed_and_used_where_they_get_their_fair_share():
+    attn = np.array([[[1.0, 0, 0], [0.5, 0.5, 0], [0.2, 0.3, 0.5]]])
+    received, last_use = column_statistics(
+        attn, np.array([10, 11, 12], np.int32), np.array([1, 2, 3], np.int32)
+    )
+    np.testing.assert_allclose(received, [[1.7, 0.8, 0.5]])
+    assert last_use.tolist() == [[11, 11, 12]]
+    assert last_use.dtype == np.int32
+
+
+def test_a_row_that_nobody_used_has_no_last_use():
+    attn = np.array([[[0.1, 0.9], [0.2, 0.8]], [[0.5, 0.5], [0.9, 0.1]]])
+    n_visible = np.array([[2, 2], [1, 2]], np.int32)  # heads may see other numbers of rows
+    _, last_use = column_statistics(attn, np.array([5, 6], np.int32), n_visible)
+    assert last_use.tolist() == [[-1, 6], [6, -1]]

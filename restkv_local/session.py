@@ -142,7 +142,7 @@ class ChatSession:
             engine.open(len(tokens), engine.config.n_predict, len(pinned))
             counters = engine.counters
         guide = self._guide(rendered, question)
-        seen, cached = counters.seen, engine.used
+        seen, cached = counters.seen, round(engine.rows.mean)
         answer: list[str] = []
         start = answer_start = time.perf_counter()
         reading = True

@@ -416,6 +416,14 @@ std::vector<uint32_t> llama_restkv_pool::window_slots(const std::vector<int32_t>
     return slots;
 }
 
+void llama_restkv_pool::set_queries(uint32_t n, uint32_t n_used) {
+    for (uint32_t i = 0; i < n; ++i) {
+        ring_slot[i] = n_used - n + i;
+    }
+    ring_next = n%n_ring;
+    n_seen    = n;
+}
+
 llama_restkv_pool * llama_restkv_pool_of(const llama_memory_context_i * mctx, int32_t il) {
     llama_restkv_pool * pool = nullptr;
     if (const auto * kv = dynamic_cast<const llama_kv_cache_context *>(mctx)) {

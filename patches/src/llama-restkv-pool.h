@@ -96,6 +96,7 @@ public:
     std::vector<int32_t>  window_rows (uint32_t n_used, uint32_t n_max) const;
     std::vector<uint32_t> window_slots(const std::vector<int32_t> & rows) const;
     void forget_queries() { n_seen = 0; }
+    void set_queries(uint32_t n, uint32_t n_used); // ring rows [0, n) hold the queries of the newest n slots
 
     uint32_t n_slots;  // no segment may hold more
     uint32_t n_rows;   // rows of a segment on average

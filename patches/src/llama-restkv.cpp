@@ -7,6 +7,7 @@
 #include "llama-restkv-pool.h"
 #include "llama-restkv-run.h"
 #include "llama-restkv-score.h"
+#include "llama-restkv-state.h"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
@@ -129,6 +130,14 @@ void check_window(const llama_restkv_pool & pool, uint32_t n_used, int32_t n_win
         throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "n_skip + n_window = " + std::to_string(n_skip) + " + " + std::to_string(n_window)
             + " is not in [1, " + std::to_string(n_observed) + "], the observed queries");
     }
+}
+
+llama_kv_cache & state_checked(const llama_context * ctx) {
+    auto & kv = cache_checked(ctx);
+    if (dynamic_cast<const llama_kv_cache_iswa *>(ctx->get_memory())) {
+        throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, "layers with a sliding window keep a cache of their own, which a state does not cover");
+    }
+    return kv;
 }
 
 // host copy of the used rows as float32
@@ -413,6 +422,44 @@ int32_t llama_restkv_compact(llama_context * ctx, const int32_t * n_keep, const 
         flag->held = false;
         kv.restkv_rewrite_cells(n_most, pos);
         pool.forget_queries(); // their slots, and with shift their rotation, are those of before
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int64_t llama_restkv_state_size(const llama_context * ctx) {
+    int64_t res = 0;
+    const int32_t status = guarded([&]() -> int32_t {
+        auto & kv = state_checked(ctx);
+        res = llama_restkv_state_bytes(*kv.get_restkv(), used_checked(kv));
+        return LLAMA_RESTKV_OK;
+    });
+    return status == LLAMA_RESTKV_OK ? res : status;
+}
+
+int32_t llama_restkv_state_get(llama_context * ctx, void * data, int64_t size) {
+    return guarded([&]() -> int32_t {
+        auto & kv = state_checked(ctx);
+        const auto & pool = *kv.get_restkv();
+        const uint32_t n_used = used_checked(kv);
+        const int64_t want = llama_restkv_state_bytes(pool, n_used);
+        if (size != want) {
+            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "size = " + std::to_string(size) + " is not llama_restkv_state_size() = " + std::to_string(want));
+        }
+        ctx->synchronize();
+        llama_restkv_state_write(pool, n_used, n_used ? kv.get_cells(0).pos_get(n_used - 1) : -1, data);
+        return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_state_set(llama_context * ctx, const void * data, int64_t size) {
+    return guarded([&]() -> int32_t {
+        auto & kv = state_checked(ctx);
+        auto & pool = *kv.get_restkv();
+        const auto head = llama_restkv_state_check(pool, data, size);
+        ctx->synchronize();
+        llama_restkv_state_read(pool, data);
+        kv.restkv_rewrite_cells(head.n_used, head.pos);
+        ctx->restkv_reset_graphs();
         return LLAMA_RESTKV_OK;
     });
 }

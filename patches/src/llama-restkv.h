@@ -134,6 +134,13 @@ LLAMA_API int32_t llama_restkv_expected(struct llama_context * ctx, const float 
 LLAMA_API int32_t llama_restkv_compact(
         struct llama_context * ctx, const int32_t * n_keep, const int32_t * keep, const int32_t * shift, llama_pos pos);
 
+// The sequence as bytes: rows of every segment as they are stored, the position of the newest one, the observed queries
+// that are still valid. state_set wants a context of the same model, KV types and ring, with room for the rows; it
+// replaces what the context holds. Refused for models with sliding-window layers, whose own cache it would not cover.
+LLAMA_API int64_t llama_restkv_state_size(const struct llama_context * ctx);
+LLAMA_API int32_t llama_restkv_state_get (struct llama_context * ctx, void * data, int64_t size);
+LLAMA_API int32_t llama_restkv_state_set (struct llama_context * ctx, const void * data, int64_t size);
+
 // One tensor of pool layer i as float32, for the NumPy oracle. n_window counts only for Q.
 LLAMA_API int32_t llama_restkv_read(
         struct llama_context * ctx, int32_t i, int32_t tensor, int32_t n_window, float * out);

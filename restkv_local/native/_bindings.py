@@ -116,6 +116,12 @@ class Bindings:
         # int32_t llama_restkv_compact(struct llama_context * ctx, const int32_t * n_keep,
         #     const int32_t * keep, const int32_t * shift, llama_pos pos);
         self.compact = self._checked("compact", ctx, I32_IN, I32_IN, I32_OR_NULL, C.c_int32)
+        # int64_t llama_restkv_state_size(const struct llama_context * ctx);
+        self.state_size = self._checked("state_size", ctx, result=C.c_int64)
+        # int32_t llama_restkv_state_get(struct llama_context * ctx, void * data, int64_t size);
+        self.state_get = self._checked("state_get", ctx, C.c_void_p, C.c_int64)
+        # int32_t llama_restkv_state_set(struct llama_context * ctx, const void * data, int64_t size);
+        self.state_set = self._checked("state_set", ctx, C.c_char_p, C.c_int64)
         # int32_t llama_restkv_read(struct llama_context * ctx, int32_t i, int32_t tensor,
         #     int32_t n_window, float * out);
         self.read = self._checked("read", ctx, *[C.c_int32] * 3, F32_ARRAY)

@@ -17,7 +17,7 @@ import numpy as np
 
 from restkv_local.errors import CacheFullError, ModelError, NativeError
 from restkv_local.native import _bindings, _library
-from restkv_local.types import F32, I32, Bool
+from restkv_local.types import F32, I32, I64, Bool
 
 T = TypeVar("T")
 
@@ -338,7 +338,7 @@ class NativeContext:
         """Position of the newest row as the model sees it, -1 when empty."""
         return int(self._llama.llama_memory_seq_pos_max(self._memory, 0))
 
-    def bytes(self) -> dict[str, int]:
+    def allocated(self) -> dict[str, int]:
         """Return what the backends allocated: ``k``, ``v``, ``scoring`` and ``other`` (window layers)."""
         kinds = ("k", "v", "scoring", "other")
         return {name: int(self._restkv.bytes(self._ctx, kind)) for kind, name in enumerate(kinds)}
@@ -462,14 +462,14 @@ class NativeContext:
         self._run(lambda: self._restkv.expected(self._ctx, mean, root, out))
         return out
 
-    def compact(self, keep: Bool, shift: I32 | None, position: int) -> None:
+    def compact(self, keep: Bool, shift: I32 | I64 | None, position: int) -> None:
         """Move the survivors together, all layers or none.
 
         Parameters
         ----------
         keep : ndarray of shape (n_layer, n_head_kv, n_used), bool
             True for the slots that stay.
-        shift : ndarray of int32, or None
+        shift : ndarray of integers, or None
             Positions to add to the rotation of each surviving key, in the order of ``keep``.
         position : int
             Position of the newest row afterwards.
@@ -479,6 +479,30 @@ class NativeContext:
         if shift is not None:
             shift = np.ascontiguousarray(shift, dtype=np.int32)
         self._run(lambda: self._restkv.compact(self._ctx, n_keep, slots, shift, position))
+
+    def state(self) -> bytes:
+        """Return the sequence as bytes: rows, position of the newest one, observed queries.
+
+        Raises
+        ------
+        NativeError
+            For models with sliding-window layers.
+        """
+        size = self._restkv.state_size(self._ctx)
+        buffer = bytearray(size)
+        view = (ctypes.c_char * size).from_buffer(buffer)
+        self._run(lambda: self._restkv.state_get(self._ctx, ctypes.addressof(view), size))
+        return bytes(buffer)
+
+    def set_state(self, state: bytes) -> None:
+        """Replace the sequence by one that :meth:`state` returned.
+
+        Raises
+        ------
+        NativeError
+            If the bytes are damaged or belong to another model, KV type or ring; nothing has changed then.
+        """
+        self._run(lambda: self._restkv.state_set(self._ctx, state, len(state)))
 
     def read(self, layer: int, tensor: str, n_window: int = 0) -> F32:
         """Return one tensor of pool layer ``layer`` as float32, for the NumPy oracle.

@@ -65,7 +65,7 @@ def test_turns_go_on_past_the_budget_and_read_only_what_is_new(llama):
     # The system prompt is still there, in every layer and head.
     n_pinned = session.context().n_pinned
     assert n_pinned > 10
-    pinned = llama.engine.true_positions[..., :n_pinned]
+    pinned = llama.engine.rows.positions[..., :n_pinned]
     assert (pinned == np.arange(n_pinned)).all()
 
 

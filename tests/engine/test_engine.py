@@ -32,13 +32,13 @@ def read(llama, text, guide=(), **options):
 def check_invariants(engine):
     counters = engine.counters
     assert counters.peak <= engine.capacity
-    assert engine.used == engine.native.used
-    positions = engine.true_positions
+    assert engine.rows.used == engine.native.used
+    positions = engine.rows.positions
     absent = positions < 0
     assert (np.diff(positions, axis=-1) > 0)[~absent[..., :-1]].all()
     assert (absent[..., 1:] <= absent[..., :-1]).all()
     assert (positions[..., -1] == counters.seen - 1).all()
-    assert engine.n_rows.sum() <= engine.capacity * engine.n_rows.size
+    assert engine.rows.n_rows.sum() <= engine.capacity * engine.rows.n_rows.size
 
 
 @pytest.mark.parametrize("prefill", ["bounded", "full"])
@@ -48,12 +48,12 @@ def test_every_model_reads_and_generates_within_its_budget(open_llama, tokens, n
     text = tokens(700)
     engine = read(llama, text, guide=text[-12:])
     check_invariants(engine)
-    assert engine.used == 64 if prefill == "full" else engine.used <= engine.capacity - 12
+    assert engine.rows.used == 64 if prefill == "full" else engine.rows.used <= engine.capacity - 12
     assert engine.counters.events == 1 if prefill == "full" else engine.counters.events > 3
     for token in tokens(150, seed=1):
         engine.step(token)
         check_invariants(engine)
-    assert engine.used <= 64 + 64
+    assert engine.rows.used <= 64 + 64
     report = engine.kv_report()
     assert report["evicted"] == report["seen"] - report["kept"] > 0
     assert report["events"] == engine.counters.events
@@ -65,7 +65,7 @@ def test_every_policy_bounds_the_cache_or_says_that_it_keeps_all(open_llama, tok
     llama = open_llama(MODELS["llama-gqa-2"], policy=policy)
     engine = read(llama, tokens(300))
     check_invariants(engine)
-    assert engine.used == 300 if policy == "full" else engine.used < 256
+    assert engine.rows.used == 300 if policy == "full" else engine.rows.used < 256
     assert (engine.counters.events > 0) == (policy != "full")
 
 
@@ -91,7 +91,7 @@ def test_block_edges_keep_exactly_the_budget(open_llama, tokens, budget, n_promp
     assert all(event.kept == budget for event in kept)
     assert bool(kept) == (n_prompt > engine.capacity)
     llama = open_llama(MODELS["llama-gqa-2"], budget=budget, prefill="full")
-    assert read(llama, tokens(n_prompt)).used == min(budget, n_prompt)
+    assert read(llama, tokens(n_prompt)).rows.used == min(budget, n_prompt)
 
 
 @pytest.mark.parametrize("n_ubatch", [16, 17, 63, 64, 65])
@@ -126,7 +126,7 @@ def test_sinks_pinned_and_recent_rows_survive_any_score(open_llama, tokens, fill
     text = tokens(500)
     engine.open(len(text), 16, 20)
     engine.read(text)
-    positions = engine.true_positions
+    positions = engine.rows.positions
     np.testing.assert_array_equal(
         positions[..., :20], np.broadcast_to(np.arange(20), (*positions.shape[:2], 20))
     )
@@ -138,7 +138,7 @@ def test_sinks_pinned_and_recent_rows_survive_any_score(open_llama, tokens, fill
 def test_heads_and_layers_keep_different_tokens(open_llama, tokens):
     llama = open_llama(MODELS["llama-mha"], prefill="full")
     engine = read(llama, tokens(400))
-    rows = engine.true_positions.reshape(-1, 64)
+    rows = engine.rows.positions.reshape(-1, 64)
     assert len({row.tobytes() for row in rows}) == len(rows)
 
 
@@ -146,7 +146,7 @@ def test_both_scorings_keep_nearly_the_same_rows(open_llama, tokens):
     kept = []
     for scoring in ("native", "numpy"):
         llama = open_llama(MODELS["llama-gqa-2"], scoring=scoring, prefill="full")
-        kept.append(read(llama, tokens(180), guide=tokens(10, seed=4)).true_positions)
+        kept.append(read(llama, tokens(180), guide=tokens(10, seed=4)).rows.positions)
     same = [np.isin(a, b).mean() for a, b in zip(*(k.reshape(-1, 64) for k in kept), strict=True)]
     assert np.mean(same) > 0.97
 
@@ -175,8 +175,8 @@ def test_window_layers_keep_their_own_size_whatever_the_budget(open_llama, token
     small = read(open_llama(MODELS["gemma3"], budget=64), tokens(300))
     large = read(open_llama(MODELS["gemma3"], budget=512), tokens(300))
     assert small.positions == "original"
-    assert small.native.bytes()["other"] == large.native.bytes()["other"] > 0
-    assert small.native.bytes()["k"] < large.native.bytes()["k"]
+    assert small.native.allocated()["other"] == large.native.allocated()["other"] > 0
+    assert small.native.allocated()["k"] < large.native.allocated()["k"]
 
 
 def test_whole_prefill_is_refused_when_the_next_turn_does_not_fit(open_llama, tokens):
@@ -231,5 +231,5 @@ def test_evictions_are_reported_one_by_one(open_llama, tokens):
     llama = open_llama(MODELS["llama-gqa-2"], on_evict=events.append)
     engine = read(llama, tokens(500), guide=tokens(10, seed=4))
     assert len(events) == engine.counters.events > 0
-    assert sum(event.used - event.kept for event in events) == 500 - engine.used
+    assert sum(event.used - event.kept for event in events) == 500 - engine.rows.used
     assert all(event.kept == 64 for event in events)

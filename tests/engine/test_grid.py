@@ -35,12 +35,12 @@ def test_the_total_is_kept_to_the_row_and_what_is_protected_stays(
     kept = []
 
     def check(event):
-        rows = engine.n_rows
+        rows = engine.rows.n_rows
         kept.append(rows.sum() - engine.budget * rows.size)
-        positions = engine.true_positions
+        positions = engine.rows.positions
         assert (positions[:, :, -8:] == np.arange(event.seen - 8, event.seen)).all()
         if engine.policy.keeps_sinks:
-            first = engine.used - rows
+            first = engine.rows.used - rows
             sinks = np.take_along_axis(positions, first[..., None] + np.arange(4), axis=-1)
             assert (sinks == np.arange(4)).all()
 
@@ -65,7 +65,7 @@ def test_budgets_at_block_edges_are_exact(open_llama, tokens, allocation, budget
     llama = open_llama(MODELS["gqa-3"], budget=budget, allocation=allocation)
     engine = read(llama, tokens(900))
     check_invariants(engine)
-    assert engine.n_rows.sum() <= engine.capacity * engine.n_rows.size
+    assert engine.rows.n_rows.sum() <= engine.capacity * engine.rows.n_rows.size
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 0.0])
@@ -94,7 +94,7 @@ def test_two_runs_in_one_session_are_equal(open_llama, tokens, allocation):
     found = []
     for _ in range(2):
         engine = read(llama, tokens(300))
-        found.append((engine.true_positions.copy(), llama.native.logits().copy()))
+        found.append((engine.rows.positions.copy(), llama.native.logits().copy()))
         engine.clear()
     np.testing.assert_array_equal(found[0][0], found[1][0])
     np.testing.assert_array_equal(found[0][1], found[1][1])

@@ -1,0 +1,109 @@
+"""What the host knows of every row of the cache: where its token stood, and what a policy tracks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from restkv_local.types import F32, I32, I64, EvictionPlan, Tracked
+
+
+@dataclass(frozen=True, slots=True)
+class RowSnapshot:
+    """A copy of a table's contents."""
+
+    positions: I32
+    figures: dict[Tracked, F32]
+
+
+class RowTable:
+    """True position and tracked figures of every slot; moves as the rows move.
+
+    Parameters
+    ----------
+    n_layer, n_head_kv, n_slots : int
+        Segments, and the most rows of one.
+    kinds : iterable of Tracked
+        Figures to keep: ``"sum"`` and ``"last_use"``, others are ignored.
+    """
+
+    def __init__(
+        self, n_layer: int, n_head_kv: int, n_slots: int, kinds: Iterable[Tracked] = ()
+    ) -> None:
+        shape = (n_layer, n_head_kv, n_slots)
+        self.used = 0  # slots in use: the rows of the fullest KV head
+        self.n_slots = n_slots
+        self._positions: I32 = np.full(shape, -1, np.int32)
+        self._figures: dict[Tracked, F32] = {
+            kind: np.zeros(shape, np.float32) for kind in kinds if kind in ("sum", "last_use")
+        }
+
+    @property
+    def positions(self) -> I32:
+        """True positions of the slots in use, (n_layer, n_head_kv, used), -1 without a row: a view."""
+        return self._positions[:, :, : self.used]
+
+    @property
+    def n_rows(self) -> I32:
+        """Rows in use of each layer and KV head: (n_layer, n_head_kv)."""
+        rows: I32 = np.count_nonzero(self.positions >= 0, axis=-1).astype(np.int32)
+        return rows
+
+    @property
+    def mean(self) -> float:
+        """Rows in use, mean over layers and KV heads."""
+        return float(self.n_rows.mean()) if self.used else 0.0
+
+    def figures(self, kind: Tracked) -> F32 | None:
+        """Return a tracked figure of the slots in use, (n_layer, n_head_kv, used): a view; None if not kept."""
+        figures = self._figures.get(kind)
+        return None if figures is None else figures[:, :, : self.used]
+
+    def append(self, first: int, n: int) -> None:
+        """Add rows of the tokens at positions ``[first, first + n)``."""
+        positions = np.arange(first, first + n, dtype=np.int32)
+        new = slice(self.used, self.used + n)
+        self._positions[:, :, new] = positions
+        for kind, figures in self._figures.items():
+            figures[:, :, new] = positions if kind == "last_use" else 0
+        self.used += n
+
+    def drop_tail(self, n: int) -> None:
+        """Remove the newest ``n`` rows."""
+        self.used -= n
+
+    def clear(self) -> None:
+        """Remove every row."""
+        self.used = 0
+
+    def keep(self, plan: EvictionPlan) -> I64:
+        """Remove what ``plan`` evicts.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Change of slot of every row that stays, in the order of ``plan.keep``.
+        """
+        source, slot = plan.moves()
+        target = (*source[:2], slot)
+        self.used = int(slot.max()) + 1
+        positions = self._positions[source]
+        self.positions[:] = -1
+        self._positions[target] = positions
+        for figures in self._figures.values():
+            figures[target] = figures[source]
+        return slot - source[2]
+
+    def snapshot(self) -> RowSnapshot:
+        """Copy the contents."""
+        figures = {kind: array[:, :, : self.used].copy() for kind, array in self._figures.items()}
+        return RowSnapshot(self.positions.copy(), figures)
+
+    def restore(self, snapshot: RowSnapshot) -> None:
+        """Take over the contents of a table of the same shape."""
+        self.used = snapshot.positions.shape[-1]
+        self.positions[:] = snapshot.positions
+        for kind, array in snapshot.figures.items():
+            self._figures[kind][:, :, : self.used] = array

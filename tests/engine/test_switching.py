@@ -1,0 +1,74 @@
+"""Going back to a saved moment, and evicting by other rules from there."""
+
+import numpy as np
+import pytest
+
+from restkv_local.allocators.registry import ALLOCATORS
+from restkv_local.errors import ConfigError
+from restkv_local.policies.registry import POLICIES
+from tests import builders
+from tests.engine.test_engine import read
+
+pytestmark = pytest.mark.native
+
+MODEL = builders.llama(n_head=9, n_head_kv=3, head_dim=64, n_embd=64)
+
+
+def answer(engine, tokens, n=120):
+    """Generate far enough to evict again; what happened, to the bit."""
+    logits = []
+    for token in tokens(n, seed=7):
+        engine.step(token)
+        logits.append(engine.native.logits().copy())
+    return np.stack(logits), engine.rows.positions.copy(), engine.counters.events
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("policy", ["restkv", "h2o", "lru", "expected-attention"])
+def test_a_restored_session_goes_on_to_the_bit(open_llama, tokens, policy, allocation):
+    llama = open_llama(MODEL, policy=policy, allocation=allocation)
+    engine = read(llama, tokens(300))
+    saved = engine.save()
+    first = answer(engine, tokens)
+    assert first[2] > saved.counters.events
+    engine.restore(saved)
+    second = answer(engine, tokens)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("policy", sorted(name for name in POLICIES if POLICIES[name].evicts))
+def test_another_policy_decides_as_if_it_had_read_the_text(open_llama, tokens, policy):
+    """One reading serves every policy: the plan is the one of a session of its own."""
+    options = {"prefill": "full", "n_predict": 40, "allocation": "global"}
+    shared = open_llama(MODEL, also_track=("sum", "last_use", "queries"), **options)
+    own = open_llama(MODEL, policy=policy, **options)
+    plans = []
+    for llama in (shared, own):
+        engine = llama.engine
+        engine.open(300, 40, 0)
+        engine.read(tokens(300), evict=False)
+        engine.use(policy=policy, allocation="uniform")
+        assert engine.rows.mean == 300
+        plans.append(engine.plan(8))
+    assert plans[0] == plans[1]
+
+
+def test_what_was_not_prepared_is_refused(open_llama, tokens):
+    engine = read(open_llama(MODEL), tokens(100))
+    with pytest.raises(ConfigError, match="'h2o' needs figures of every query so far"):
+        engine.use(policy="h2o")
+    with pytest.raises(ConfigError, match="'ada' needs segments that may grow"):
+        engine.use(allocation="ada")
+    engine.use(policy="snapkv", budget=70)
+    assert (engine.kv_report()["policy"], engine.kv_report()["budget"]) == ("snapkv", 70)
+
+
+@pytest.mark.parametrize("allocation", ALLOCATORS)
+def test_bytes_follow_the_total_not_the_fullest_head(open_llama, tokens, allocation):
+    size = {}
+    for name in ("uniform", allocation):
+        llama = open_llama(MODEL, budget=1024, allocation=name)
+        read(llama, tokens(1500))
+        size[name] = llama.engine.kv_report()["bytes"]
+    assert size[allocation] <= 1.15 * size["uniform"]

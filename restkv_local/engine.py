@@ -357,7 +357,7 @@ class Engine:
                 on_progress(Progress(done, len(tokens), seconds, self.counters.events))
         # Read whole, evicted once by its own newest queries: the papers' protocol, and their rule.
         if evict and self.config.prefill == "full" and self.rows.mean > self.budget:
-            self._evict(self._n_window(self.config.n_obs))
+            self.evict()
 
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
@@ -390,6 +390,10 @@ class Engine:
             else:
                 track_native(self.native, kind, n, self.counters.seen, figures)
 
+    def evict(self) -> None:
+        """Evict to the budget now, by the newest ``n_obs`` queries."""
+        self._evict(self._n_window(self.config.n_obs))
+
     def _n_window(self, wanted: int) -> int:
         n_observed = self.native.n_observed
         if n_observed == 0:
@@ -401,7 +405,7 @@ class Engine:
     def _evict_guided(self, guide: list[int]) -> None:
         request = self.policy.request(max(len(guide), 1), 0, 1)
         if not guide or request is None or not request.reductions:
-            self._evict(self._n_window(self.config.n_obs))
+            self.evict()
             return
         start = time.perf_counter()
         self._decode(guide, probe=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from restkv_local.config import Config
+import numpy as np
+
+from restkv_local.config import DEFAULTS, Config
 from restkv_local.policies.base import Policy, reduce_groups, to_scores
 from restkv_local.types import F32, Observation, ObservationRequest, Tracked
 
@@ -21,6 +23,9 @@ class ExpectedAttention(Policy):
 
     Attributes
     ----------
+    n_sink : int
+        First rows that take no part in the softmax, as in kvpress: what they would draw says
+        nothing about the others.
     epsilon : float
         Added to the expected attention, so that rows expected to get nothing are
         ranked by their values. kvpress' class has 0, its evaluation entry
@@ -33,9 +38,8 @@ class ExpectedAttention(Policy):
     those of prompt and answer. A question is a few queries among many, so it
     chooses next to nothing.
 
-    kvpress [2]_ leaves the first four tokens out of the moments and of the softmax.
-    Which rows are protected is not the policy's to know: here they take their share
-    of the softmax, and ``epsilon`` weighs that much more against the rest.
+    kvpress [2]_ leaves the first four tokens out of the moments too; here every query
+    counts, which changes no kept row in a thousand.
 
     References
     ----------
@@ -48,12 +52,13 @@ class ExpectedAttention(Policy):
     source: ClassVar[str] = "Devoto et al., Expected Attention, 2025, arXiv:2510.00636"
     track: ClassVar[Tracked] = "queries"
 
+    n_sink: int = DEFAULTS.n_sink
     epsilon: float = 1e-2
 
     @classmethod
     def from_config(cls, config: Config) -> ExpectedAttention:
-        """Build the policy with kvpress' constants."""
-        return cls()
+        """Build the policy from the options it understands."""
+        return cls(n_sink=config.n_sink)
 
     def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest:
         """Ask for expected attention and the length of the values."""
@@ -63,6 +68,12 @@ class ExpectedAttention(Policy):
         """Score the rows of one layer: (n_head_kv, n_kv)."""
         assert observation.key_score is not None, "score() got less than request() asked for"
         assert observation.value_norm is not None, "score() got less than request() asked for"
-        expected = reduce_groups(observation.key_score, observation.n_head_kv)
+        share = observation.key_score.astype(np.float64)
+        rows = np.arange(observation.n_kv) - observation.n_absent[:, None]
+        n_gqa = share.shape[0] // observation.n_head_kv
+        sinks = np.repeat((rows >= 0) & (rows < self.n_sink), n_gqa, axis=0)
+        rest = np.where(sinks, 0.0, share).sum(axis=-1, keepdims=True)
+        share = np.where(sinks, share, share / np.maximum(rest, np.finfo(np.float32).tiny))
+        expected = reduce_groups(share, observation.n_head_kv)
         length = reduce_groups(observation.value_norm, observation.n_head_kv)
         return to_scores((expected + self.epsilon) * length)

@@ -1,0 +1,280 @@
+"""Policies ranked on one model: the same readings, restored for every policy, allocation and budget.
+
+Each prompt is read once with the full cache; then each policy evicts from that reading and the model goes on.
+
+python benchmarks/ranking.py --task needle --samples 10 --json ranking.jsonl     # question read first
+python benchmarks/ranking.py --task needle-unknown --samples 10 --json ranking.jsonl
+python benchmarks/ranking.py --task text --samples 3 --json ranking.jsonl        # perplexity, KL divergence
+python benchmarks/ranking.py --table ranking.jsonl
+
+Tasks: needle, multikey (four needles, one asked), each also as -unknown (evicted before the question is known), text.
+A run that was stopped goes on where it was; --json keeps what is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+from needle import THINGS
+from prose import document
+
+from restkv_local import Llama
+from restkv_local.allocators.registry import ALLOCATORS
+from restkv_local.chat_template import ChatTemplate
+from restkv_local.engine import Engine, Snapshot
+from restkv_local.errors import ConfigError
+from restkv_local.policies.registry import POLICIES
+
+SHARES = (0.05, 0.10, 0.25, 0.50)
+N_ANSWER = 24  # tokens: a sentence with a seven-digit number
+N_SCORED = 128  # tokens of the text that are predicted after the eviction
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens to read before the eviction and after it, and what must come out."""
+
+    before: list[int]
+    after: list[int]
+    number: str | None
+
+
+def needle_prompt(llama: Llama, seed: int, n_tokens: int, n_needle: int) -> tuple[str, str, str]:
+    """Return a document with needles, a question about one of them and its number."""
+    rng = random.Random(1000 + seed)
+    things = rng.sample(THINGS, n_needle)
+    numbers = [str(rng.randint(1_000_000, 9_999_999)) for _ in things]
+    depths = [rng.random() for _ in things]
+    n_words = int(n_tokens / 1.25)
+    for _ in range(4):  # words to tokens: close in on the length
+        parts = document(n_words, seed).split("\n\n")
+        for thing, number, depth in zip(things, numbers, depths, strict=True):
+            place = min(int(depth * len(parts)), len(parts) - 1)
+            sentences = parts[place].split(". ")
+            needle = f"The registration number of the {thing} is {number}"
+            sentences.insert(len(sentences) // 2, needle)
+            parts[place] = ". ".join(sentences)
+        text = "\n\n".join(parts)
+        n_words = int(n_words * n_tokens / len(llama.native.tokenize(text, add_special=False)))
+    return text, f"What is the registration number of the {things[0]}?", numbers[0]
+
+
+def make_sample(llama: Llama, task: str, seed: int, n_tokens: int) -> Sample:
+    """Return what is read before and after the eviction."""
+    if task == "text":
+        names = sorted(topics)
+        random.Random(seed).shuffle(names)
+        manual = "\n\n".join(topics[name] for name in names[:60])
+        text = llama.native.tokenize(manual, add_special=True)[: n_tokens + N_SCORED]
+        return Sample(text[:n_tokens], text[n_tokens:], None)
+    template = ChatTemplate(llama.native, llama.shape.name)
+    n_needle = 4 if task.startswith("multikey") else 1
+    text, question, number = needle_prompt(llama, seed, n_tokens, n_needle)
+    rendered = template.render([{"role": "user", "content": f"{text}\n\n{question}"}])
+    if not task.endswith("-unknown"):
+        return Sample(template.tokenize(rendered, first=True), [], number)
+    split = rendered.rindex(question)
+    before = template.tokenize(rendered[:split], first=True)
+    after = template.tokenize(rendered[split:], first=False)
+    return Sample(before, after, number)
+
+
+def answer(llama: Llama, engine: Engine, sample: Sample, first_logits: np.ndarray) -> str:
+    """Read what comes after the eviction and answer greedily."""
+    logits = first_logits
+    if sample.after:
+        for token in sample.after:
+            engine.step(token)
+        logits = llama.native.logits()
+    pieces = b""
+    for _ in range(N_ANSWER):
+        token = int(np.argmax(logits))
+        if llama.native.is_eog(token):
+            break
+        pieces += llama.native.piece(token)
+        engine.step(token)
+        logits = llama.native.logits()
+    return pieces.decode(errors="replace")
+
+
+def log_probabilities(llama: Llama, engine: Engine, sample: Sample) -> np.ndarray:
+    """Log-probabilities of every token after each token of the continuation: (n, n_vocab)."""
+    rows = []
+    for token in sample.after[:-1]:
+        engine.step(token)
+        logits = llama.native.logits().astype(np.float64)
+        logits -= logits.max()
+        rows.append(logits - math.log(np.exp(logits).sum()))
+    return np.stack(rows)
+
+
+def judge(
+    llama: Llama, engine: Engine, sample: Sample, logits: np.ndarray, full: np.ndarray | None
+) -> dict[str, Any]:
+    """Go on from the evicted cache; say how it went."""
+    if sample.number is not None:
+        text = answer(llama, engine, sample, logits)
+        return {"hit": sample.number in text, "answer": text}
+    found = log_probabilities(llama, engine, sample)
+    target = np.arange(len(found)), sample.after[1:]
+    result = {"nll": -float(found[target].mean())}
+    if full is not None:
+        result["kl"] = float((np.exp(full) * (full - found)).sum(axis=-1).mean())
+        result["same_top"] = float((full.argmax(-1) == found.argmax(-1)).mean())
+    return result
+
+
+def cells(policies: list[str], allocations: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of the grid."""
+    for allocation in allocations:
+        for policy in policies:
+            yield policy, allocation
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fill in what the log lacks."""
+    done = set()
+    if options.json.exists():
+        for line in options.json.read_text().splitlines():
+            row = json.loads(line)
+            done.add((row["task"], row["seed"], row["policy"], row["allocation"], row["share"]))
+    policies = options.policy or [name for name in POLICIES if POLICIES[name].evicts]
+    allocations = options.allocation or ["uniform"]
+    with (
+        Llama(
+            options.model,
+            temp=0.0,
+            prefill="full",
+            allocation="global",
+            also_track=("sum", "last_use", "queries"),
+            budget=2048,
+            n_threads=options.threads,
+        ) as llama,
+        options.json.open("a") as log,
+    ):
+        for seed in range(options.seed, options.seed + options.samples):
+            grid = [
+                (policy, allocation, share)
+                for policy, allocation in cells(policies, allocations)
+                for share in SHARES
+                if (options.task, seed, policy, allocation, share) not in done
+            ]
+            if grid:
+                sample = make_sample(llama, options.task, seed, options.tokens)
+                for row in rank(llama, sample, grid):
+                    log.write(json.dumps({"task": options.task, "seed": seed} | row) + "\n")
+                    log.flush()
+
+
+def rank(
+    llama: Llama, sample: Sample, grid: list[tuple[str, str, float]]
+) -> Iterator[dict[str, Any]]:
+    """Read once, then evict by every rule of the grid and go on; yield a row for each."""
+    engine = llama.engine
+    n = len(sample.before)
+    engine.open(n, len(sample.after) + N_ANSWER, 0)
+    engine.clear()
+    engine.read(sample.before, evict=False)
+    logits = llama.native.logits().copy()
+    saved: Snapshot = engine.save()
+    full = log_probabilities(llama, engine, sample) if sample.number is None else None
+    engine.restore(saved)
+    engine.use(policy="full", allocation="uniform")
+    yield {"policy": "full", "allocation": "uniform", "share": 1.0} | judge(
+        llama, engine, sample, logits, full
+    )
+    for policy, allocation, share in grid:
+        engine.restore(saved)
+        engine.use(policy=policy, allocation=allocation, budget=round(share * n))
+        try:
+            engine.evict()
+        except ConfigError:
+            continue  # cake wants a policy that observes attention
+        row = {"policy": policy, "allocation": allocation, "share": share}
+        yield row | judge(llama, engine, sample, logits, full)
+
+
+def interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, in percent."""
+    share, spread = hits / n, z**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def cell_text(rows: list[dict[str, Any]]) -> str:
+    """One cell of the table."""
+    if "hit" in rows[0]:
+        hits = sum(row["hit"] for row in rows)
+        low, high = interval(hits, len(rows))
+        return f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})"
+    kl = [row["kl"] for row in rows]
+    perplexity = math.exp(sum(row["nll"] for row in rows) / len(rows))
+    return f"{sum(kl) / len(kl):.3f} ({perplexity:.1f})"
+
+
+def table(path: Path) -> None:
+    """Print a Markdown table a task: hits with 95 % intervals, or KL divergence with perplexity."""
+    by_task: dict[str, dict[tuple[str, str], dict[float, list[dict[str, Any]]]]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        task = by_task.setdefault(row["task"], defaultdict(lambda: defaultdict(list)))
+        task[row["policy"], row["allocation"]][row["share"]].append(row)
+    for task, rows in by_task.items():
+        shares = sorted({share for row in rows.values() for share in row if share < 1})
+        what = "KL to the full cache (perplexity)" if task == "text" else "found (95 % interval)"
+        print(f"\n### {task}: {what}\n")
+        full = rows.pop(("full", "uniform"), None)
+        if full:
+            seen = {row["seed"]: row for row in full[1.0]}
+            print(f"Full cache: {cell_text(list(seen.values()))}\n")
+        print("| policy | allocation | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
+        print("|---|---|" + "---|" * len(shares))
+
+        def merit(item: tuple[Any, dict[float, list[dict[str, Any]]]]) -> float:
+            every = [row for cell in item[1].values() for row in cell]
+            return -sum(row.get("hit", -row.get("kl", 0.0)) for row in every) / len(every)
+
+        for (policy, allocation), cell in sorted(rows.items(), key=merit):
+            texts = [cell_text(cell[share]) if share in cell else "" for share in shares]
+            print(f"| {policy} | {allocation} | " + " | ".join(texts) + " |")
+
+
+def main() -> None:
+    """Fill the log or print its tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="demo")
+    parser.add_argument(
+        "--task",
+        default="needle",
+        choices=["needle", "needle-unknown", "multikey", "multikey-unknown", "text"],
+    )
+    parser.add_argument("--tokens", type=int, default=1500)
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--policy", action="append", choices=POLICIES, help="repeatable")
+    parser.add_argument("--allocation", action="append", choices=ALLOCATORS, help="repeatable")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=Path("ranking.jsonl"))
+    parser.add_argument("--table", type=Path, help="print the tables of a log")
+    options = parser.parse_args()
+    if options.table:
+        table(options.table)
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()

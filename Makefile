@@ -52,6 +52,12 @@ stock: setup ## build the unpatched sources once, to compare with
 		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) --log-level=WARNING
 	$(BIN)/cmake --build build/stock --target restkv
 
+kvpress: setup ## kept rows beside kvpress, on the same tensors (1.4 GB environment of its own)
+	python3 -m venv build/kvpress && build/kvpress/bin/pip install --quiet -r benchmarks/kvpress/requirements.txt
+	build/kvpress/bin/python benchmarks/kvpress/capture.py \
+		"$$($(BIN)/python -c 'import restkv_local.demo as d; print(d.resolve_model("demo"))')" build/kvpress-capture
+	$(BIN)/python benchmarks/kvpress/overlap.py build/kvpress-capture
+
 patches-check: setup ## the series applies to the pin and exports to itself
 	$(BIN)/python patches/check.py --downloads build/downloads
 
@@ -67,4 +73,4 @@ bench: setup ## the figures of README
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/memory.py
 
-.PHONY: help setup demo chat lint test test-slow test-gpu stock patches-check patches-export bench
+.PHONY: help setup demo chat lint test test-slow test-gpu stock patches-check patches-export bench kvpress

@@ -195,11 +195,11 @@ def rank(
     )
     for policy, allocation, share in grid:
         engine.restore(saved)
-        engine.use(policy=policy, allocation=allocation, budget=round(share * n))
         try:
-            engine.evict()
+            engine.use(policy=policy, allocation=allocation, budget=round(share * n))
         except ConfigError:
             continue  # cake wants a policy that observes attention
+        engine.evict()
         row = {"policy": policy, "allocation": allocation, "share": share}
         yield row | judge(llama, engine, sample, logits, full)
 

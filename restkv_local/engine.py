@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from restkv_local.allocators.base import Demand
+from restkv_local.allocators.base import Allocator, Demand
 from restkv_local.allocators.registry import make_allocator
 from restkv_local.config import Config, check_budget, parse_budget, resolve_budget
 from restkv_local.errors import ConfigError, NativeError
@@ -121,6 +121,7 @@ class Engine:
         self.config = config
         self.policy = make_policy(config.policy, config)
         self._allocator = make_allocator(config.allocation)
+        _check_pair(self.policy, self._allocator)
         self._on_evict = on_evict
         if config.n_guide > config.n_ubatch:
             raise ConfigError(
@@ -267,22 +268,20 @@ class Engine:
             If the policy needs figures of earlier queries that were not tracked, or the allocation unequal
             segments in a cache that was opened for equal ones.
         """
-        if policy is not None:
-            chosen = make_policy(policy, self.config)
-            if chosen.track != "none" and chosen.track not in self._kinds:
-                raise ConfigError(
-                    f"policy={policy!r} needs figures of every query so far, which were not tracked;"
-                    " name it before the first token is read"
-                )
-            self.policy = chosen
-        if allocation is not None:
-            allocator = make_allocator(allocation)
-            if not allocator.equal and self.is_open and self.rows.n_slots == self.capacity:
-                raise ConfigError(
-                    f"allocation={allocation!r} needs segments that may grow, and this cache was opened for"
-                    " equal ones; name it before the first token is read"
-                )
-            self._allocator = allocator
+        chosen = self.policy if policy is None else make_policy(policy, self.config)
+        allocator = self._allocator if allocation is None else make_allocator(allocation)
+        _check_pair(chosen, allocator)
+        if chosen.track != "none" and chosen.track not in self._kinds:
+            raise ConfigError(
+                f"policy={policy!r} needs figures of every query so far, which were not tracked;"
+                " name it before the first token is read"
+            )
+        if not allocator.equal and self.is_open and self.rows.n_slots == self.capacity:
+            raise ConfigError(
+                f"allocation={allocation!r} needs segments that may grow, and this cache was opened for"
+                " equal ones; name it before the first token is read"
+            )
+        self.policy, self._allocator = chosen, allocator
         if budget is not None:
             self.budget = budget
         self.config = replace(
@@ -538,3 +537,15 @@ class Engine:
             "bytes": allocated["k"] + allocated["v"] + allocated["other"],
             "bytes_full": counters.seen * row_bytes + allocated["other"],
         }
+
+
+def _check_pair(policy: Policy, allocator: Allocator) -> None:
+    """Refuse an allocator that needs attention which the policy never observes."""
+    if not allocator.reductions or not policy.evicts:
+        return
+    request = policy.request(1, 0, 1)
+    if request is None or not request.reductions:
+        raise ConfigError(
+            f"allocation={allocator.name!r} needs a policy that observes attention (restkv, snapkv, caote, ...);"
+            f" got policy={policy.name!r}"
+        )

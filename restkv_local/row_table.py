@@ -35,6 +35,7 @@ class RowTable:
         shape = (n_layer, n_head_kv, n_slots)
         self.used = 0  # slots in use: the rows of the fullest KV head
         self.n_slots = n_slots
+        self.n_absent: I32 = np.zeros(shape[:2], np.int32)  # slots before each head's oldest row
         self._positions: I32 = np.full(shape, -1, np.int32)
         self._figures: dict[Tracked, F32] = {
             kind: np.zeros(shape, np.float32) for kind in kinds if kind in ("sum", "last_use")
@@ -48,13 +49,12 @@ class RowTable:
     @property
     def n_rows(self) -> I32:
         """Rows in use of each layer and KV head: (n_layer, n_head_kv)."""
-        rows: I32 = np.count_nonzero(self.positions >= 0, axis=-1).astype(np.int32)
-        return rows
+        return self.used - self.n_absent
 
     @property
     def mean(self) -> float:
         """Rows in use, mean over layers and KV heads."""
-        return float(self.n_rows.mean()) if self.used else 0.0
+        return self.used - float(self.n_absent.mean()) if self.used else 0.0
 
     def figures(self, kind: Tracked) -> F32 | None:
         """Return a tracked figure of the slots in use, (n_layer, n_head_kv, used): a view; None if not kept."""
@@ -77,6 +77,7 @@ class RowTable:
     def clear(self) -> None:
         """Remove every row."""
         self.used = 0
+        self.n_absent[:] = 0
 
     def keep(self, plan: EvictionPlan) -> I64:
         """Remove what ``plan`` evicts.
@@ -89,6 +90,7 @@ class RowTable:
         source, slot = plan.moves()
         target = (*source[:2], slot)
         self.used = int(slot.max()) + 1
+        self.n_absent = self.used - plan.n_keep
         positions = self._positions[source]
         self.positions[:] = -1
         self._positions[target] = positions
@@ -105,5 +107,6 @@ class RowTable:
         """Take over the contents of a table of the same shape."""
         self.used = snapshot.positions.shape[-1]
         self.positions[:] = snapshot.positions
+        self.n_absent = np.count_nonzero(snapshot.positions < 0, axis=-1).astype(np.int32)
         for kind, array in snapshot.figures.items():
             self._figures[kind][:, :, : self.used] = array

@@ -18,6 +18,7 @@ from restkv_local.policies.keydiff import KeyDiff
 from restkv_local.policies.lacache import LaCache
 from restkv_local.policies.lru import LRU
 from restkv_local.policies.restkv import RestKV
+from restkv_local.policies.restkv_plus import RestKVPlus
 from restkv_local.policies.seeded_random import SeededRandom
 from restkv_local.policies.snapkv import SnapKV
 from restkv_local.policies.streamingllm import StreamingLLM
@@ -27,6 +28,7 @@ POLICIES: Final[dict[str, type[Policy]]] = {
     policy.name: policy
     for policy in (
         RestKV,
+        RestKVPlus,
         SnapKV,
         Caote,
         CriticalKV,

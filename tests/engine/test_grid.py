@@ -17,7 +17,7 @@ MODELS = {
     "gqa-8": builders.llama(n_head=8, n_head_kv=1, head_dim=64, n_embd=64),
 }
 EVICTING = sorted(name for name in POLICIES if POLICIES[name].evicts)
-OBSERVING = {"restkv", "snapkv", "caote", "tova", "criticalkv", "defensivekv"}
+OBSERVING = {"restkv", "restkv+", "snapkv", "caote", "tova", "criticalkv", "defensivekv"}
 
 
 @pytest.mark.parametrize("type_kv", ["f16", "q8_0"])

@@ -1,0 +1,48 @@
+import numpy as np
+
+from restkv_local.policies.restkv_plus import RestKVPlus
+from restkv_local.types import Observation
+
+
+def observe(attention_max, attention_mean, distance, n_window=1, positions=None):
+    """One layer; arrays are (n_head, n_kv), two heads to the KV head."""
+    top, mean, far = (np.array(a, np.float32) for a in (attention_max, attention_mean, distance))
+    n_kv = top.shape[1]
+    if positions is None:
+        positions = np.arange(n_kv)[None]
+    return Observation(
+        layer=0, n_obs=n_window, n_window=n_window, positions=np.array(positions, np.int32),
+        attention={"max": top, "mean": mean}, distance=far,
+    )  # fmt: skip
+
+
+def test_attention_of_the_query_that_wants_it_most_times_the_way_to_the_output_without_it():
+    found = RestKVPlus(kernel=1).score(
+        observe(
+            [[0.4, 0.1, 0.0, 0.5], [0.2, 0.3, 0.0, 0.6]],
+            [[0.2, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.5]],
+            [[8.0, 1.0, 3.0, 1.0], [2.0, 3.0, 5.0, 1.0]],
+        )
+    )
+    # heads' maximum 0.4, 0.3, 0, 0.6; mean of the past (0.4 + 0.3 + 0)/3; means of d/(1-a) 6, 2, 4, 2
+    np.testing.assert_allclose(found, [[0.4 * 6, 0.3 * 2, 0.7 / 3 * 4, 0.6 * 2]], rtol=1e-6)
+
+
+def test_the_floor_looks_at_rows_that_are_there_only():
+    found = RestKVPlus(kernel=1).score(
+        observe(
+            [[0.0, 0.0, 0.6, 0.0, 0.9]] * 2,
+            [[0.0] * 5] * 2,
+            [[1.0] * 5] * 2,
+            positions=[[-1, 4, 5, 8, 9]],
+        )
+    )
+    np.testing.assert_allclose(found[0, 1:], [0.2, 0.6, 0.2, 0.9], rtol=1e-6)
+    assert np.isfinite(found).all()
+
+
+def test_a_row_with_all_the_attention_is_as_far_as_the_furthest():
+    found = RestKVPlus(kernel=1).score(
+        observe([[1.0, 0.0, 0.0]] * 2, [[1.0, 0.0, 0.0]] * 2, [[0.0, 5.0, 2.0]] * 2)
+    )
+    np.testing.assert_allclose(found, [[5.0, 0.5 * 5, 0.5 * 2]], rtol=1e-6)

@@ -44,8 +44,8 @@ test: lint ## lint and all tests but the slow ones
 test-slow: setup stock ## the long tests too, with the unpatched library to compare with
 	$(BIN)/pytest -m "slow or not slow"
 
-test-gpu: setup ## the tests that need a GPU build and device
-	$(BIN)/pytest -m gpu
+test-gpu: setup ## native and engine tests with every layer on the GPU; needs a GPU build
+	$(BIN)/pytest --gpu tests/native tests/engine
 
 stock: setup ## build the unpatched sources once, to compare with
 	$(BIN)/cmake -S . -B build/stock -G Ninja -DRESTKV_STOCK=ON -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \

@@ -26,6 +26,16 @@ def _demo_problem():
     return None
 
 
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="tiny models live on the GPU")
+
+
+@pytest.fixture
+def n_gpu_layers(request):
+    """Layers that the models of native and engine tests put on the GPU: with --gpu all."""
+    return -1 if request.config.getoption("--gpu") else 0
+
+
 def pytest_configure():
     # A background job inherits an ignored SIGINT, and so would every program that the tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -45,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=problem))
         if item.get_closest_marker("slow") and "slow" not in expression:
             item.add_marker(pytest.mark.skip(reason="takes minutes: make test-slow"))
-        if item.get_closest_marker("gpu") and "gpu" not in expression:
+        if item.get_closest_marker("gpu") and not config.getoption("--gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
 
 

@@ -69,6 +69,16 @@ def test_every_policy_bounds_the_cache_or_says_that_it_keeps_all(open_llama, tok
     assert (engine.counters.events > 0) == (policy != "full")
 
 
+@pytest.mark.parametrize("policy", sorted(name for name in POLICIES if POLICIES[name].evicts))
+def test_every_policy_evicts_a_text_that_was_read_whole(open_llama, tokens, policy):
+    """The papers' protocol: one eviction, to the budget."""
+    llama = open_llama(MODELS["llama-gqa-2"], policy=policy, prefill="full")
+    engine = read(llama, tokens(300))
+    check_invariants(engine)
+    assert (engine.rows.n_rows == 64).all()
+    assert engine.counters.events == 1
+
+
 @pytest.mark.parametrize("type_v", ["f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("type_k", ["f16", "q8_0", "q4_0"])
 def test_quantised_caches_evict_and_their_positions_follow_the_key_type(

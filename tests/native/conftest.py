@@ -5,7 +5,7 @@ from restkv_local.native import NativeContext
 
 
 @pytest.fixture
-def open_native(tmp_path):
+def open_native(tmp_path, n_gpu_layers):
     """Write a tiny model, load it and open a context; all are freed after the test."""
     opened = []
 
@@ -13,7 +13,7 @@ def open_native(tmp_path):
         model, *, n_rows=256, n_slots=None, n_ring=32, n_ubatch=64, type_k="f16", type_v="f16"
     ):
         path = model if hasattr(model, "exists") else model.write(tmp_path / f"m{len(opened)}.gguf")
-        native = NativeContext(path)
+        native = NativeContext(path, n_gpu_layers=n_gpu_layers)
         opened.append(native)
         native.open(
             n_rows,

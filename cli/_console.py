@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -116,6 +118,17 @@ def print_stats(report: dict[str, Any]) -> None:
     # Ctrl-C before the first chunk leaves no numbers.
     line = format_stats(report) if report["timings"] else "cancelled, nothing was read"
     print_note(line, style="dim")
+
+
+@contextmanager
+def show_status(text: str) -> Iterator[Callable[[str], None]]:
+    """Show a line for as long as something takes, on a terminal only; yields what changes the line."""
+    console = stderr_console()
+    if not console.is_interactive:
+        yield lambda text: None
+        return
+    with console.status(text) as status:
+        yield status.update
 
 
 class AnswerWriter:

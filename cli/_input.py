@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restkv_local.cli._console import print_note
+from restkv_local.cli._console import fail_usage, print_note
 
 from restkv_local.errors import InputError
 
@@ -81,7 +81,9 @@ def read_document(path: str) -> str:
 
 
 def read_documents(paths: Sequence[str]) -> list[str]:
-    """Read every ``-f``, in the order given."""
+    """Read every ``-f``, in the order given; standard input at most once."""
+    if list(paths).count("-") > 1:
+        fail_usage("-f - was given twice; standard input can be read once")
     return [read_document(path) for path in paths]
 
 

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from restkv_local.cli._console import PrefillBar, stderr_console
+from restkv_local.cli._console import PrefillBar, show_status
 
 if TYPE_CHECKING:
+    from restkv_local.llama import Llama
     from restkv_local.session import ChatSession
+    from restkv_local.types import Tracked
+
+
+@contextmanager
+def open_model(
+    model: Path, settings: dict[str, Any], *, verbose: bool, also_track: Iterable[Tracked] = ()
+) -> Iterator[Llama]:
+    """Load a model, with something to look at meanwhile; it is freed at the end.
+
+    Parameters
+    ----------
+    model : Path
+        The GGUF file.
+    settings : dict
+        Fields of :class:`restkv_local.config.Config`; ``budget`` may be text.
+    verbose : bool
+        Let llama.cpp log to stderr.
+    also_track : iterable of Tracked
+        What policies that are switched to later will want.
+    """
+    # Imported here: `--help` and usage errors need neither NumPy nor the native library.
+    from restkv_local.llama import Llama
+
+    with show_status(f"loading {model.name}"):
+        llama = Llama(model, verbose=verbose, also_track=also_track, **settings)
+    with llama:
+        yield llama
 
 
 @contextmanager
@@ -21,29 +49,14 @@ def open_session(
 
     Parameters
     ----------
-    model : Path
-        The GGUF file.
-    settings : dict
-        Fields of :class:`restkv_local.config.Config`; ``budget`` may be text.
+    model, settings, verbose
+        As in :func:`open_model`.
     system : str, optional
         The system prompt; the template's own default otherwise.
-    verbose : bool
-        Let llama.cpp log to stderr.
     """
-    # Imported here: `--help` and usage errors need neither NumPy nor the native library.
-    from restkv_local.llama import Llama
-    from restkv_local.session import ChatSession
+    with open_model(model, settings, verbose=verbose) as llama:
+        from restkv_local.session import ChatSession
 
-    console = stderr_console()
-    waiting = console.status(f"loading {model.name}") if console.is_interactive else None
-    if waiting:
-        waiting.start()
-    try:
-        llama = Llama(model, verbose=verbose, **settings)
-    finally:
-        if waiting:
-            waiting.stop()
-    with llama:
         yield ChatSession(llama, system=system)
 
 

@@ -80,8 +80,6 @@ def chat(
     Config(**settings)  # a value out of bounds is reported before anything is read or loaded
 
     paths = file or []
-    if paths.count("-") > 1:
-        fail_usage("-f - was given twice; standard input can be read once")
     if prompt is not None and not prompt.strip():
         fail_usage("the prompt is empty; give -p a question, or leave -p out to chat")
     converses = prompt is None and "-" not in paths and not as_json and stdin_is_terminal()

@@ -11,6 +11,8 @@ from restkv_local.cli._options import HELP_NAMES, Version
 from restkv_local.cli.chat import chat
 from restkv_local.cli.doctor import doctor
 from restkv_local.cli.info import info
+from restkv_local.cli.plan import plan
+from restkv_local.cli.policies import policies
 
 from restkv_local.errors import RestKVError
 
@@ -23,6 +25,8 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(info)
+app.command()(policies)
+app.command()(plan)
 app.command()(doctor)
 
 # A Typer app with one command is that command: `restkv-chat MODEL`, no subcommand.

@@ -224,9 +224,14 @@ class Engine:
         free = psutil.virtual_memory().available
         # On a GPU the backend refuses by itself; on a CPU the system would kill the process.
         if self.config.n_gpu_layers == 0 and need > free:
+            # What is read whole takes its rows however low the budget is.
+            whole = self.config.prefill == "full" or not self.policy.evicts
+            lower = (
+                "read it with prefill='bounded'" if whole else f"lower budget={self.config.budget}"
+            )
             raise ConfigError(
                 f"{n_rows} rows need {need / 2**30:.1f} GiB for K and V but {free / 2**30:.1f} GiB are free; "
-                f"lower budget={self.config.budget} or quantise the cache (type_k, type_v = q8_0)"
+                f"{lower} or quantise the cache (type_k, type_v = q8_0)"
             )
 
     def _load_factors(self) -> None:
@@ -406,6 +411,7 @@ class Engine:
         if not guide or request is None or not request.reductions:
             self.evict()
             return
+        self._track()  # before the probe's queries stand among the newest
         start = time.perf_counter()
         self._decode(guide, probe=True)
         guide_ms = (time.perf_counter() - start) * 1e3
@@ -425,7 +431,6 @@ class Engine:
         """Score all rows by the newest ``n_window`` queries, drop the probe, keep the budget."""
         counters = self.counters
         start = time.perf_counter()
-        self._track()
         plan = self.plan(n_window, guided=guided, n_probe=n_probe)
         score_ms = (time.perf_counter() - start) * 1e3
 
@@ -461,6 +466,8 @@ class Engine:
         n_probe : int
             Newest rows that will go in any case.
         """
+        if n_probe == 0:
+            self._track()
         config = self.config
         policy = self.policy.guided() if guided else self.policy
         n_kv = self.rows.used - n_probe

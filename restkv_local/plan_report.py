@@ -110,15 +110,14 @@ def tracked_by(policies: Iterable[str]) -> set[Tracked]:
     return {make_policy(name).track for name in policies} - {"none"}
 
 
-def plan_text(
+def read_whole(
     llama: Llama,
     text: str,
-    policies: Sequence[str],
     *,
     documents: Sequence[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
-) -> PlanReport:
-    """Read a prompt whole and let each policy plan the eviction that would follow; nothing is evicted.
+) -> None:
+    """Read the prompt that a first message makes; every row stays.
 
     Parameters
     ----------
@@ -126,8 +125,6 @@ def plan_text(
         With ``prefill="full"`` and what the policies track (:func:`tracked_by`).
     text : str
         The question, or empty.
-    policies : sequence of str
-        Names in the registry.
     documents : sequence of str
         Texts to read before the question.
     on_progress : callable, optional
@@ -142,23 +139,42 @@ def plan_text(
     """
     engine = llama.engine
     tokens, n_pinned = ChatSession(llama).prepare(text, documents=documents)
-    # The room for an answer too: a KV head may grow into it, so it is part of what a plan may do.
+    # With room for an answer, as a session has it: a KV head may grow into that.
     engine.open(len(tokens), engine.config.n_predict, n_pinned)
     engine.read(tokens, evict=False, on_progress=on_progress)
-    # An eviction does this first; plan() alone leaves the newest queries out of what is tracked.
-    engine._track()
+
+
+def plan_policies(
+    llama: Llama,
+    policies: Sequence[str],
+    *,
+    on_policy: Callable[[str], None] = lambda name: None,
+) -> PlanReport:
+    """Let each policy plan the eviction that would follow the prompt just read; nothing is evicted.
+
+    Parameters
+    ----------
+    llama : Llama
+        After :func:`read_whole`; afterwards its engine uses the last policy.
+    policies : sequence of str
+        Names in the registry, at least one.
+    on_policy : callable
+        Called with each name before its turn.
+    """
+    engine = llama.engine
     n_obs = min(engine.config.n_obs, engine.native.n_observed)
     plans = {}
     for name in policies:
+        on_policy(name)
         engine.use(policy=name)
         plans[name] = engine.plan(n_obs)
     return PlanReport(
         model=llama.shape.name,
-        n_tokens=len(tokens),
+        n_tokens=engine.counters.seen,
         budget=engine.budget,
         allocation=engine.config.allocation,
         n_obs=n_obs,
-        n_pinned=n_pinned,
+        n_pinned=engine.n_pinned,
         n_sink=engine.config.n_sink,
         n_recent=engine.config.n_recent,
         layers=[layer.il for layer in engine.native.layers],

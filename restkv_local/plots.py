@@ -66,7 +66,7 @@ def draw_plans(report: PlanReport, path: Path) -> None:
     for axes, (name, figures) in zip(grid.flat, report.figures().items(), strict=False):
         shares, width = map_plan(report.plans[name].keep)
         extent = (0, shares.shape[1] * width, n_layer - 0.5, -0.5)
-        image = axes.imshow(shares, cmap="magma_r", vmin=0, vmax=1, aspect="auto", extent=extent)
+        image = axes.imshow(shares, cmap="BuPu", vmin=0, vmax=1, aspect="auto", extent=extent)
         axes.set_title(f"{name}, {figures.kept:.1%} kept", loc="left")
         n_sink = report.n_sink if POLICIES[name].keeps_sinks else 0
         _mark(axes, 0, max(n_sink, report.n_pinned))
@@ -84,7 +84,7 @@ def draw_plans(report: PlanReport, path: Path) -> None:
     )
     figure.supylabel("layer")
     figure.supxlabel(
-        f"position in the text, tokens ({width} a column); blue: kept whatever the score"
+        f"position in the text, tokens ({width} a column); orange: kept whatever the score"
     )
     bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 3 / n_down), pad=0.01)
     bar.set_label("share of KV heads that keep the token")
@@ -100,7 +100,7 @@ def _mark(axes: Axes, first: int, end: int) -> None:
         (first, end),
         (1.03, 1.03),
         transform=axes.get_xaxis_transform(),
-        color="tab:blue",
+        color="tab:orange",
         linewidth=3,
         solid_capstyle="butt",
         clip_on=False,

@@ -117,10 +117,27 @@ class ChatSession:
         KeyboardInterrupt
             On Ctrl-C, once the session is in order again: what was read and said so far stays.
         """
-        if not text.strip() and not any(document.strip() for document in documents):
-            raise InputError("the prompt is empty: give a question, a document or both")
-        content = "\n\n".join([*documents, text] if text.strip() else documents)
+        content = _join(text, documents)
         return self._reply(content, text if text.strip() else content, on_progress)
+
+    def prepare(self, text: str, *, documents: Sequence[str] = ()) -> tuple[list[int], int]:
+        """Tokenise a message as :meth:`send` would as the first one; nothing is read or remembered.
+
+        Returns
+        -------
+        tokens : list of int
+            The whole prompt.
+        n_pinned : int
+            How many of its first tokens no eviction may touch.
+
+        Raises
+        ------
+        InputError
+            If there is nothing to read.
+        """
+        content = _join(text, documents)
+        rendered = self._template.render([*self._system, {"role": "user", "content": content}])
+        return self._template.tokenize(rendered, first=True), self._count_pinned()
 
     def _reply(
         self, content: str, question: str, on_progress: Callable[[Progress], None] | None
@@ -138,8 +155,7 @@ class ChatSession:
             self._text = ""
         tokens = self._template.tokenize(rendered[len(self._text) :], first=first)
         if first:
-            pinned = self._template.tokenize(self._template.pinned_text(self.messages), first=True)
-            engine.open(len(tokens), engine.config.n_predict, len(pinned))
+            engine.open(len(tokens), engine.config.n_predict, self._count_pinned())
             counters = engine.counters
         guide = self._guide(rendered, question)
         seen, cached = counters.seen, round(engine.rows.mean)
@@ -179,6 +195,10 @@ class ChatSession:
                 "cache_n": cached,
             }
             report.kv = engine.kv_report()
+
+    def _count_pinned(self) -> int:
+        pinned = self._template.pinned_text(self._system)
+        return len(self._template.tokenize(pinned, first=True))
 
     def _generate(self, answer: list[str]) -> Iterator[str]:
         n_predict = self._engine.config.n_predict
@@ -227,6 +247,13 @@ class ChatSession:
         part = rendered[start : max(start, len(self._text))] if start >= 0 else ""
         self.messages.append({"role": "user", "content": part})
         self.messages.append({"role": "assistant", "content": ""})
+
+
+def _join(text: str, documents: Sequence[str]) -> str:
+    """Put the documents before the question."""
+    if not text.strip() and not any(document.strip() for document in documents):
+        raise InputError("the prompt is empty: give a question, a document or both")
+    return "\n\n".join([*documents, text] if text.strip() else documents)
 
 
 _CONTEXT_KEYS = (

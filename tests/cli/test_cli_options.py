@@ -116,7 +116,9 @@ def test_version(run_cli, args):
     assert result.out.startswith("restkv-local ")
 
 
-@pytest.mark.parametrize("args", [["--help"], ["-h"], ["chat", "-h"], ["info", "-h"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["chat", "-h"], ["info", "-h"], ["policies", "-h"], ["plan", "-h"]]
+)
 def test_help_imports_neither_numpy_nor_llama_cpp(args):
     code = (
         "import sys\n"
@@ -134,5 +136,5 @@ def test_help_imports_neither_numpy_nor_llama_cpp(args):
 
 def test_help_names_every_command(run_cli):
     help_text = run_cli("--help", command=main).out
-    for name in ("chat", "info", "doctor"):
+    for name in ("chat", "info", "policies", "plan", "doctor"):
         assert name in help_text

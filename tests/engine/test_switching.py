@@ -39,19 +39,34 @@ def test_a_restored_session_goes_on_to_the_bit(open_llama, tokens, policy, alloc
 
 @pytest.mark.parametrize("policy", sorted(name for name in POLICIES if POLICIES[name].evicts))
 def test_another_policy_decides_as_if_it_had_read_the_text(open_llama, tokens, policy):
-    """One reading serves every policy: the plan is the one of a session of its own."""
-    options = {"prefill": "full", "n_predict": 40, "allocation": "global"}
-    shared = open_llama(MODEL, also_track=("sum", "last_use", "queries"), **options)
-    own = open_llama(MODEL, policy=policy, **options)
-    plans = []
-    for llama in (shared, own):
-        engine = llama.engine
-        engine.open(300, 40, 0)
-        engine.read(tokens(300), evict=False)
-        engine.use(policy=policy, allocation="uniform")
-        assert engine.rows.mean == 300
-        plans.append(engine.plan(8))
-    assert plans[0] == plans[1]
+    """One reading serves every policy: the plan is what a session of its own keeps."""
+    options = {"prefill": "full", "n_predict": 40, "budget": 64}
+    shared = open_llama(
+        MODEL, allocation="global", also_track=("sum", "last_use", "queries"), **options
+    ).engine
+    shared.open(300, 40, 0)
+    shared.read(tokens(300), evict=False)
+    shared.use(policy=policy, allocation="uniform")
+    assert shared.rows.mean == 300
+    plan = shared.plan(8)
+    own = read(open_llama(MODEL, policy=policy, **options), tokens(300))
+    np.testing.assert_array_equal(
+        shared.rows.positions[plan.keep], own.rows.positions.ravel(), strict=True
+    )
+
+
+def test_a_probe_is_not_tracked(open_llama, tokens, monkeypatch):
+    """Queries of the text are counted before the question's stand among the newest."""
+    used = []
+    monkeypatch.setattr(
+        "restkv_local.engine.track_native", lambda native, *_: used.append(native.used)
+    )
+    engine = open_llama(MODEL, also_track=("sum",)).engine
+    engine.open(200, 0, 0)
+    engine.read(tokens(50), guide=tokens(12, seed=9))
+    engine.use(budget=45)
+    engine._evict_guided(tokens(12, seed=9))
+    assert used == [50]
 
 
 def test_what_was_not_prepared_is_refused(open_llama, tokens):

@@ -223,10 +223,10 @@ def cell_text(rows: list[dict[str, Any]]) -> str:
     return f"{sum(kl) / len(kl):.3f} ({perplexity:.1f})"
 
 
-def table(path: Path) -> None:
+def table(paths: list[Path]) -> None:
     """Print a Markdown table a task: hits with 95 % intervals, or KL divergence with perplexity."""
     by_task: dict[str, dict[tuple[str, str], dict[float, list[dict[str, Any]]]]] = {}
-    for line in path.read_text().splitlines():
+    for line in (line for path in paths for line in path.read_text().splitlines()):
         row = json.loads(line)
         task = by_task.setdefault(row["task"], defaultdict(lambda: defaultdict(list)))
         task[row["policy"], row["allocation"]][row["share"]].append(row)
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--allocation", action="append", choices=ALLOCATORS, help="repeatable")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("ranking.jsonl"))
-    parser.add_argument("--table", type=Path, help="print the tables of a log")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the tables of these logs")
     options = parser.parse_args()
     if options.table:
         table(options.table)

@@ -9,9 +9,13 @@
 #include <list>
 
 // Operations of our own on a CPU are compiled for the vectors of several CPUs; the loader picks the widest this one has.
-#if defined(__GNUC__) && defined(__x86_64__) && defined(__linux__)
+// That needs glibc: musl's loader does not resolve functions.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
+#if __has_attribute(target_clones)
 #define RESTKV_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
+#endif
+#endif
+#ifndef RESTKV_CLONES
 #define RESTKV_CLONES
 #endif
 

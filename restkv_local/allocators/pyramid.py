@@ -29,8 +29,9 @@ class Pyramid(Allocator):
 
     Notes
     -----
-    As in the source there is no pyramid over a text shorter than ``2 * base``
-    rows, where it would only flatten: the allocation is uniform.
+    The source has no pyramid over a text shorter than ``2 * base`` rows. Here
+    that is what the cache holds, in bounded prefill the budget and one chunk, and the
+    rule would leave every larger budget uniform: the line only flattens.
 
     The source divides whole numbers and loses what is left over; kvpress
     divides exactly. Here the line is exact and its values are rounded so that
@@ -66,7 +67,7 @@ class Pyramid(Allocator):
         base = (demand.total - int(least.sum())) / least.size
         room = float((demand.most - least)[0].mean())
         steep = 2 * base - base / self.beta
-        high = base if demand.n_rows.mean() < 2 * base else max(min(steep, room), base)
+        high = max(min(steep, room), base)
         # From 1 in the first layer to -1 in the last; less the mean it is 0 where there is only one.
         tilt = np.linspace(1.0, -1.0, n_layer)
         selected = base + (high - base) * (tilt - tilt.mean())

@@ -415,11 +415,7 @@ class Engine:
         start = time.perf_counter()
         self._decode(guide, probe=True)
         guide_ms = (time.perf_counter() - start) * 1e3
-        try:
-            self._evict(len(guide), guided=True, n_probe=len(guide), guide_ms=guide_ms)
-        except KeyboardInterrupt:
-            self._drop_probe(len(guide))
-            raise
+        self._evict(len(guide), guided=True, n_probe=len(guide), guide_ms=guide_ms)
 
     def _drop_probe(self, n_probe: int) -> None:
         self.native.remove_tail(n_probe)
@@ -429,30 +425,39 @@ class Engine:
         self, n_window: int, *, guided: bool = False, n_probe: int = 0, guide_ms: float = 0.0
     ) -> None:
         """Score all rows by the newest ``n_window`` queries, drop the probe, keep the budget."""
+        start = time.perf_counter()
+        try:
+            plan = self.plan(n_window, guided=guided, n_probe=n_probe)
+        except KeyboardInterrupt:
+            self._drop_probe(n_probe)
+            raise
+        score_ms = (time.perf_counter() - start) * 1e3
+        # Rows and what is known of them change together or not at all.
+        event = self.native.finish(lambda: self._apply(plan, n_probe, score_ms, guide_ms))
+        if self._on_evict is not None:
+            self._on_evict(event)
+
+    def _apply(
+        self, plan: EvictionPlan, n_probe: int, score_ms: float, guide_ms: float
+    ) -> EvictionEvent:
         counters = self.counters
         start = time.perf_counter()
-        plan = self.plan(n_window, guided=guided, n_probe=n_probe)
-        score_ms = (time.perf_counter() - start) * 1e3
-
-        start = time.perf_counter()
-        if n_probe:
-            self._drop_probe(n_probe)
+        self._drop_probe(n_probe)
         used = round(self.rows.mean)
+        position = self.native.position
         shift = self.rows.keep(plan)
         if self.positions == "compact":
             self.native.compact(plan.keep, shift, self.rows.used - 1)
         else:
-            self.native.compact(plan.keep, None, self.native.position)
+            self.native.compact(plan.keep, None, position)
         compact_ms = (time.perf_counter() - start) * 1e3
 
         counters.events += 1
         counters.score_ms += score_ms
         counters.compact_ms += compact_ms
         counters.guide_ms += guide_ms
-        if self._on_evict is not None:
-            kept = round(self.rows.mean)
-            event = EvictionEvent(counters.seen, used, kept, score_ms, compact_ms, guide_ms)
-            self._on_evict(event)
+        kept = round(self.rows.mean)
+        return EvictionEvent(counters.seen, used, kept, score_ms, compact_ms, guide_ms)
 
     def plan(self, n_window: int, *, guided: bool = False, n_probe: int = 0) -> EvictionPlan:
         """Decide what an eviction would keep; nothing changes.

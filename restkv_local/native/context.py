@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,6 +62,7 @@ class NativeContext:
         self._log = _Log(self._llama, verbose)
         # Native calls run on one worker thread: the main thread stays free to see Ctrl-C.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="restkv")
+        self._worker_id = self._worker.submit(threading.get_ident).result()
         self._ctx: Any = None
         self._model: Any = None
         self._model = self._load_model(path, n_gpu_layers)
@@ -186,6 +188,8 @@ class NativeContext:
 
     def _run(self, call: Callable[[], T]) -> T:
         """Run ``call`` on the worker; Ctrl-C stops it and is raised once the worker is idle again."""
+        if threading.get_ident() == self._worker_id:
+            return call()
         future: Future[T] = self._worker.submit(call)
         try:
             while True:
@@ -203,6 +207,15 @@ class NativeContext:
                     self._restkv.abort(self._ctx, False)
             else:
                 future.exception()  # loading cannot be stopped half way
+            raise
+
+    def finish(self, call: Callable[[], T]) -> T:
+        """Run ``call``, native calls in it included, to its end; Ctrl-C is raised afterwards."""
+        future: Future[T] = self._worker.submit(call)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.result()
             raise
 
     # Text and tokens
@@ -263,7 +276,13 @@ class NativeContext:
         """
         array = (self._llama.llama_token * len(tokens))(*tokens)
         batch = self._llama.llama_batch_get_one(array, len(tokens))
-        status = self._run(lambda: self._llama.llama_decode(self._ctx, batch))
+        used = self.used
+        try:
+            status = self._run(lambda: self._llama.llama_decode(self._ctx, batch))
+        except KeyboardInterrupt:
+            # It may have come too late to stop the last of the work.
+            self.remove_tail(self.used - used)
+            raise
         if status == 1:
             raise CacheFullError(
                 f"no room for {len(tokens)} tokens: {self.used} of {self.capacity} rows in use"

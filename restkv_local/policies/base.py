@@ -56,7 +56,7 @@ class Policy(Protocol):
         return self
 
     def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest | None:
-        """Say what has to be observed; None if the policy needs no attention.
+        """Say what has to be observed: by default nothing.
 
         Parameters
         ----------

@@ -67,10 +67,11 @@ patches-export: setup ## write the commits of build/llama.cpp (see patches/READM
 bench: setup ## the figures of README
 	$(BIN)/python benchmarks/needle.py --tokens 1500 --budget 256 --budget 128 --full
 	$(BIN)/python benchmarks/needle.py --tokens 4000 --budget 512 --full
-	$(BIN)/python benchmarks/needle.py --tokens 8000 --budget 512 --samples 5
-	$(BIN)/python benchmarks/needle.py --tokens 16000 --budget 512 --samples 5
-	$(BIN)/python benchmarks/needle.py --tokens 32000 --budget 512 --samples 3
+	$(BIN)/python benchmarks/needle.py --tokens 8000 --budget 512
+	$(BIN)/python benchmarks/needle.py --tokens 16000 --budget 512
+	$(BIN)/python benchmarks/needle.py --tokens 32000 --budget 512
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/allocation.py
 
 .PHONY: help setup demo chat lint test test-slow test-gpu stock patches-check patches-export bench kvpress

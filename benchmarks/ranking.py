@@ -38,6 +38,7 @@ from restkv_local.policies.registry import POLICIES
 SHARES = (0.05, 0.10, 0.25, 0.50)
 N_ANSWER = 24  # tokens: a sentence with a seven-digit number
 N_SCORED = 128  # tokens of the text that are predicted after the eviction
+KEY = ("task", "tokens", "seed", "policy", "allocation", "share")  # what a row of the log is of
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json.exists():
         for line in options.json.read_text().splitlines():
             row = json.loads(line)
-            done.add((row["task"], row["seed"], row["policy"], row["allocation"], row["share"]))
+            done.add(tuple(row[key] for key in KEY))
     policies = options.policy or [name for name in POLICIES if POLICIES[name].evicts]
     allocations = options.allocation or ["uniform"]
     with (
@@ -167,12 +168,13 @@ def run(options: argparse.Namespace) -> None:
                 (policy, allocation, share)
                 for policy, allocation in cells(policies, allocations)
                 for share in SHARES
-                if (options.task, seed, policy, allocation, share) not in done
+                if (options.task, options.tokens, seed, policy, allocation, share) not in done
             ]
             if grid:
                 sample = make_sample(llama, options.task, seed, options.tokens)
                 for row in rank(llama, sample, grid):
-                    log.write(json.dumps({"task": options.task, "seed": seed} | row) + "\n")
+                    prompt = {"task": options.task, "tokens": options.tokens, "seed": seed}
+                    log.write(json.dumps(prompt | row) + "\n")
                     log.flush()
 
 
@@ -236,7 +238,7 @@ def table(paths: list[Path]) -> None:
         print(f"\n### {task}: {what}\n")
         full = rows.pop(("full", "uniform"), None)
         if full:
-            seen = {row["seed"]: row for row in full[1.0]}
+            seen = {(row["tokens"], row["seed"]): row for row in full[1.0]}
             print(f"Full cache: {cell_text(list(seen.values()))}\n")
         print("| policy | allocation | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
         print("|---|---|" + "---|" * len(shares))

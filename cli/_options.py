@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import dataclasses
+from typing import Annotated, Any, Literal
 
 import typer
 
-from restkv_local.config import DEFAULTS, parse_budget
+from restkv_local.config import DEFAULTS, Config, parse_budget
 from restkv_local.errors import ConfigError
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -22,6 +23,20 @@ CACHE = "Cache"
 POLICY = "ReST-KV"
 SAMPLING = "Answer"
 RUNTIME = "Runtime"
+
+
+def read_settings(ctx: typer.Context) -> dict[str, Any]:
+    """Return the options that are fields of Config, by their names there: nothing is listed a second time.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of bounds: before anything is read or loaded.
+    """
+    names = [field.name for field in dataclasses.fields(Config)]
+    settings = {name: ctx.params[name] for name in names if name in ctx.params}
+    Config(**settings)
+    return settings
 
 
 def _check_budget(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +10,7 @@ from restkv_local.cli._console import AnswerWriter, fail_usage, print_json, prin
 from restkv_local.cli._input import decode_text, read_documents, read_stdin, stdin_is_terminal
 from restkv_local.cli._turn import open_session, run_turn
 
-from restkv_local.config import DEFAULTS, Config
+from restkv_local.config import DEFAULTS
 
 if TYPE_CHECKING:
     from restkv_local.session import ChatSession
@@ -74,11 +73,7 @@ def chat(
     Ctrl-C stops an answer and keeps the conversation; at an empty prompt, twice in a row leaves
     with exit code 130. Ctrl-D or /exit leaves with 0.
     """
-    # Parameters named like a Config field are that field: nothing is listed a second time.
-    fields = [field.name for field in dataclasses.fields(Config)]
-    settings = {name: ctx.params[name] for name in fields if name in ctx.params}
-    Config(**settings)  # a value out of bounds is reported before anything is read or loaded
-
+    settings = opt.read_settings(ctx)
     paths = file or []
     if prompt is not None and not prompt.strip():
         fail_usage("the prompt is empty; give -p a question, or leave -p out to chat")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +19,7 @@ from restkv_local.cli._console import (
 from restkv_local.cli._input import read_documents
 from restkv_local.cli._turn import open_model
 
-from restkv_local.config import DEFAULTS, Config
+from restkv_local.config import DEFAULTS
 from restkv_local.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,9 +87,7 @@ def plan(
     running text, not as a guide: bounded prefill, which reads the question as a guide before each
     eviction, may choose otherwise.
     """
-    fields = [field.name for field in dataclasses.fields(Config)]
-    settings = {name: ctx.params[name] for name in fields if name in ctx.params}
-    Config(**settings)  # a value out of bounds is reported before anything is read or loaded
+    settings = opt.read_settings(ctx)
     if prompt is not None and not prompt.strip():
         fail_usage("the prompt is empty; give -p a question, or leave -p out")
     names = choose_policies(policies, allocation)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.config import DEFAULTS
-from restkv_local.policies.base import Policy
+from restkv_local.policies.base import Policy, observes_attention
 from restkv_local.policies.registry import POLICIES, make_policy
 
 Need = Literal["attention", "all queries", "keys", "positions"]
@@ -25,7 +25,7 @@ def list_needs(policy: Policy) -> list[Need]:
         return []
     request = policy.request(DEFAULTS.n_obs, 0, 1)
     needs: list[Need] = []
-    if request is not None and request.reductions:
+    if observes_attention(policy):
         needs.append("attention")
     if policy.track != "none":
         needs.append("all queries")

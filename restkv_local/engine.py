@@ -33,7 +33,7 @@ from restkv_local.observe import (
 )
 from restkv_local.output_factors import fold_v_rotation, load_output_factors
 from restkv_local.planning import plan_eviction, protect_rows, rankable
-from restkv_local.policies.base import Policy
+from restkv_local.policies.base import Policy, observes_attention
 from restkv_local.policies.registry import make_policy
 from restkv_local.row_table import RowSnapshot, RowTable
 from restkv_local.types import F32, Bool, EvictionPlan, Observation, Tracked
@@ -553,10 +553,7 @@ class Engine:
 
 def _check_pair(policy: Policy, allocator: Allocator) -> None:
     """Refuse an allocator that needs attention which the policy never observes."""
-    if not allocator.reductions or not policy.evicts:
-        return
-    request = policy.request(1, 0, 1)
-    if request is None or not request.reductions:
+    if allocator.reductions and policy.evicts and not observes_attention(policy):
         raise ConfigError(
             f"allocation={allocator.name!r} needs a policy that observes attention (restkv, snapkv, caote, ...);"
             f" got policy={policy.name!r}"

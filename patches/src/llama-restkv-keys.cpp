@@ -17,10 +17,6 @@ constexpr size_t nodes_layer = 24;
 // layers whose graphs fit the scheduler together
 constexpr size_t n_group = 1000/nodes_layer;
 
-ggml_tensor * transpose(ggml_context * ctx, ggml_tensor * cur) {
-    return ggml_cont(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3));
-}
-
 // keys of the used slots: F32 [head_dim, n_used, n_head_kv]
 ggml_tensor * keys_of(llama_restkv_run & run, const llama_restkv_layer & layer, const std::vector<int32_t> & rows) {
     ggml_context * c = run.get_ctx();

@@ -16,6 +16,11 @@ struct llama_restkv_error : std::runtime_error {
     llama_restkv_status status;
 };
 
+// dimensions 0 and 1 swapped, in memory of its own
+inline ggml_tensor * transpose(ggml_context * ctx, ggml_tensor * cur) {
+    return ggml_cont(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3));
+}
+
 class llama_restkv_run {
 public:
     llama_restkv_run(llama_context * ctx, size_t max_nodes);

@@ -136,10 +136,6 @@ struct layer_rows {
     ggml_tensor * fair; // F32 [1, n_window, n_head or 1]: rows that each query sees
 };
 
-ggml_tensor * transpose(ggml_context * ctx, ggml_tensor * cur) {
-    return ggml_cont(ctx, ggml_permute(ctx, cur, 1, 0, 2, 3));
-}
-
 // F32 [head_dim, n_used, n_head_kv]
 ggml_tensor * gather(ggml_context * ctx, ggml_tensor * pool, const layer_rows & rows, const window & win) {
     return ggml_reshape_3d(ctx, ggml_get_rows(ctx, pool, rows.idxs), pool->ne[0], win.n_used, rows.layer->n_head_kv);

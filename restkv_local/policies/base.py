@@ -67,7 +67,7 @@ class Policy(Protocol):
         n_select : int
             Rows that the scores will choose, protected ones not counted.
         """
-        ...
+        return None
 
     def score(self, observation: Observation) -> F32:
         """Score the rows of one layer.
@@ -101,6 +101,12 @@ class Policy(Protocol):
             Finite; only the order of the candidates of a KV head means anything.
         """
         return scores
+
+
+def observes_attention(policy: Policy) -> bool:
+    """Whether a policy looks at the attention of the window, which some allocators then look at too."""
+    request = policy.request(1, 0, 1)
+    return request is not None and bool(request.reductions)
 
 
 def reduce_groups(values: F32 | F64, n_head_kv: int, group: Group = "mean") -> F64:

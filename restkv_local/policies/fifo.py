@@ -29,10 +29,6 @@ class Fifo(Policy):
         """Build the policy; it has no options."""
         return cls()
 
-    def request(self, n_obs: int, max_position: int, n_select: int) -> None:
-        """Ask for nothing: recency needs no attention."""
-        return None
-
     def score(self, observation: Observation) -> F32:
         """Score the rows of one layer: (n_head_kv, n_kv), in [0, 1)."""
         # Rows, not positions: those stop being distinct in float32 at 2**24 tokens.

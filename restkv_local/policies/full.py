@@ -26,10 +26,6 @@ class Full(Policy):
         """Build the policy; it has no options."""
         return cls()
 
-    def request(self, n_obs: int, max_position: int, n_select: int) -> None:
-        """Ask for nothing: there is nothing to decide."""
-        return None
-
     def score(self, observation: Observation) -> F32:
         """Score all rows alike: (n_head_kv, n_kv)."""
         return np.zeros((observation.n_head_kv, observation.n_kv), np.float32)

@@ -68,10 +68,6 @@ class H2O(Policy):
         """Build the policy with the repository's share."""
         return cls()
 
-    def request(self, n_obs: int, max_position: int, n_select: int) -> None:
-        """Ask for nothing: what counts is tracked over all queries."""
-        return None
-
     def score(self, observation: Observation) -> F32:
         """Score the rows of one layer: (n_head_kv, n_kv), sums of attention."""
         assert observation.tracked is not None, "score() got less than track asked for"

@@ -34,10 +34,6 @@ class SeededRandom(Policy):
         # -1 asks for another sampling seed each run, in unsigned 32 bits as llama.cpp has it.
         return cls(seed=config.seed % 2**32)
 
-    def request(self, n_obs: int, max_position: int, n_select: int) -> None:
-        """Ask for nothing: noise needs no attention."""
-        return None
-
     def score(self, observation: Observation) -> F32:
         """Score the rows of one layer: (n_head_kv, n_kv), in [0, 1)."""
         rng = np.random.default_rng((self.seed, observation.layer, observation.event))

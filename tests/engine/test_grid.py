@@ -62,9 +62,13 @@ def test_the_total_is_kept_to_the_row_and_what_is_protected_stays(
 @pytest.mark.parametrize("allocation", ALLOCATORS)
 def test_budgets_at_block_edges_are_exact(open_llama, tokens, allocation, budget):
     llama = open_llama(MODELS["gqa-3"], budget=budget, allocation=allocation)
-    engine = read(llama, tokens(900))
+    engine = llama.engine
+    kept = []
+    engine._on_evict = lambda event: kept.append(engine.rows.n_rows.sum())
+    read(llama, tokens(900))
     check_invariants(engine)
-    assert engine.rows.n_rows.sum() <= engine.capacity * engine.rows.n_rows.size
+    assert len(kept) > 1
+    assert kept == [budget * engine.rows.n_rows.size] * len(kept)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 0.0])
@@ -82,8 +86,13 @@ def test_poisoned_scores_still_give_a_whole_plan(
         return scores
 
     monkeypatch.setattr(type(llama.engine.policy), "score", poisoned)
-    engine = read(llama, tokens(300))
+    engine = llama.engine
+    kept = []
+    engine._on_evict = lambda event: kept.append(engine.rows.n_rows.sum())
+    read(llama, tokens(500))
     check_invariants(engine)
+    assert len(kept) > 1
+    assert kept == [engine.budget * engine.rows.n_rows.size] * len(kept)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATORS)

@@ -79,7 +79,7 @@ class Llama:
             self.native.close()
             raise
         config = self.config
-        self.sampler: Any = self.native.make_sampler(
+        self.sampler = self.native.make_sampler(
             temp=config.temp,
             top_k=config.top_k,
             top_p=config.top_p,
@@ -89,9 +89,7 @@ class Llama:
 
     def close(self) -> None:
         """Free model and cache; calling it again does nothing."""
-        if self.sampler is not None:
-            self.native.free_sampler(self.sampler)
-            self.sampler = None
+        self.sampler.close()
         self.native.close()
 
     def __enter__(self) -> Llama:

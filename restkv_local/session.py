@@ -79,7 +79,7 @@ class ChatSession:
         """Start over: no messages but the system prompt, no rows."""
         self.messages = list(self._system)
         self._text = ""  # what the cache holds, as text
-        self._native.reset_sampler(self._llama.sampler)
+        self._llama.sampler.reset()
         if self._engine.is_open:
             self._engine.clear()
 

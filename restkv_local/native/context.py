@@ -18,6 +18,7 @@ import numpy as np
 
 from restkv_local.errors import CacheFullError, ModelError, NativeError
 from restkv_local.native import _bindings, _library
+from restkv_local.native.sampler import Sampler
 from restkv_local.types import F32, I32, I64, Bool
 
 T = TypeVar("T")
@@ -298,34 +299,15 @@ class NativeContext:
         logits: F32 = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
         return logits
 
-    def sample(self, sampler: Any) -> int:
-        """Draw the next token with a llama.cpp sampler chain."""
-        token: int = self._llama.llama_sampler_sample(sampler, self._ctx, -1)
-        return token
+    def sample(self, sampler: Sampler) -> int:
+        """Draw the next token."""
+        return sampler.draw(self._ctx)
 
     def make_sampler(
         self, *, temp: float, top_k: int, top_p: float, min_p: float, seed: int
-    ) -> Any:
-        """Return llama.cpp's usual chain; ``temp`` 0 is greedy. Free it with :meth:`free_sampler`."""
-        llama = self._llama
-        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        if temp <= 0:
-            llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_greedy())
-            return chain
-        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_top_k(top_k))
-        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_top_p(top_p, 1))
-        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_min_p(min_p, 1))
-        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_temp(temp))
-        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_dist(seed & 0xFFFFFFFF))
-        return chain
-
-    def reset_sampler(self, sampler: Any) -> None:
-        """Start a chain over, its seed included."""
-        self._llama.llama_sampler_reset(sampler)
-
-    def free_sampler(self, sampler: Any) -> None:
-        """Free a chain of :meth:`make_sampler`."""
-        self._llama.llama_sampler_free(sampler)
+    ) -> Sampler:
+        """Return a sampler of this library; close it after use."""
+        return Sampler(self._llama, temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
 
     def remove_tail(self, n: int) -> None:
         """Remove the newest ``n`` rows, e.g. a probe."""

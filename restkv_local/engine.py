@@ -35,6 +35,7 @@ from restkv_local.output_factors import fold_v_rotation, load_output_factors
 from restkv_local.planning import plan_eviction, protect_rows, rankable
 from restkv_local.policies.base import Policy, observes_attention
 from restkv_local.policies.registry import make_policy
+from restkv_local.repetition import REQUEST, Repetition
 from restkv_local.row_table import RowSnapshot, RowTable
 from restkv_local.types import F32, Bool, EvictionPlan, Observation, Tracked
 
@@ -84,6 +85,7 @@ class Snapshot:
     rows: RowSnapshot
     counters: Counters
     moments: QueryMoments
+    repetition: Repetition | None
 
 
 class Engine:
@@ -140,7 +142,19 @@ class Engine:
         self.rows = RowTable(0, 0, 0)
         self._moments = QueryMoments()
         self._n_untracked = 0  # newest queries that the tracked figures lack
+        self._repetition = self._prepare_repetition() if "repeat" in self._kinds else None
         self._n_ring = 0
+
+    def _prepare_repetition(self) -> Repetition:
+        request = self.native.tokenize(REQUEST, add_special=False)
+        repetition = Repetition(tuple(request), self.config.n_ubatch)
+        if repetition.n_part < 1:
+            least = self.config.n_ubatch + 1 - repetition.n_part
+            raise ConfigError(
+                f"a policy that has the text repeated needs n_ubatch of at least {least};"
+                f" got n_ubatch={self.config.n_ubatch}"
+            )
+        return repetition
 
     def _supported(self) -> tuple[str, ...]:
         return supported_positions(self.shape, type_k=self.config.type_k)
@@ -151,9 +165,25 @@ class Engine:
         return self.native.capacity > 0
 
     @property
+    def tracks(self) -> frozenset[Tracked]:
+        """Figures of earlier queries that are kept."""
+        return self._kinds
+
+    @property
     def capacity(self) -> int:
         """Rows a segment can hold, on average."""
         return self.native.capacity
+
+    @property
+    def _n_repeat(self) -> int:
+        """Rows that the next repetition takes."""
+        return self._repetition.n_probe if self._repetition else 0
+
+    @property
+    def _n_probe(self) -> int:
+        """Rows that any probe takes."""
+        n_guide = 0 if self.config.guide == "off" else self.config.n_guide
+        return max(n_guide, self._n_repeat)
 
     # Opening
 
@@ -173,14 +203,14 @@ class Engine:
             If the budget does not hold what must stay, or the machine does not hold the cache.
         """
         config = self.config
-        n_guide = 0 if config.guide == "off" else config.n_guide
-        n_reserve = config.n_ubatch + n_guide
+        n_reserve = config.n_ubatch + self._n_probe
         row_bytes = kv_bytes_per_token(self.shape, config.type_k, config.type_v)
         spec = parse_budget(config.budget)
         self.budget = resolve_budget(spec, row_bytes, n_reserve, n_prompt, ROW_PAD)
         self.n_pinned = n_pinned
         n_rows = self.budget + n_reserve
-        whole = n_prompt + (config.n_predict if n_predict < 0 else n_predict) + 1
+        n_answer = config.n_predict if n_predict < 0 else n_predict
+        whole = n_prompt + n_answer + 1 + self._n_repeat
         if not self.policy.evicts:
             n_rows = max(whole, n_rows)
         else:
@@ -260,7 +290,18 @@ class Engine:
         self.rows.clear()
         self._n_untracked = 0
         self._moments = QueryMoments()
+        if self._repetition:
+            self._repetition.clear()
         self.counters = Counters()
+
+    def renewed(self, config: Config, also_track: Iterable[Tracked] = ()) -> Engine:
+        """Return an engine over the same model with other options; open it, and this one is done.
+
+        What this one tracks, the new one tracks too, so that it can :meth:`restore` its snapshots.
+        """
+        return Engine(
+            self.native, self.shape, config, self._on_evict, self._kinds | frozenset(also_track)
+        )
 
     def use(
         self, *, policy: str | None = None, allocation: str | None = None, budget: int | None = None
@@ -301,7 +342,11 @@ class Engine:
         """Copy the sequence; :meth:`restore` goes on from there as if nothing had happened since."""
         self._track()
         return Snapshot(
-            self.native.state(), self.rows.snapshot(), replace(self.counters), copy(self._moments)
+            self.native.state(),
+            self.rows.snapshot(),
+            replace(self.counters),
+            copy(self._moments),
+            copy(self._repetition),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -310,6 +355,7 @@ class Engine:
         self.rows.restore(snapshot.rows)
         self.counters = replace(snapshot.counters)
         self._moments = copy(snapshot.moments)
+        self._repetition = copy(snapshot.repetition)
         self._n_untracked = 0
 
     # Reading
@@ -351,7 +397,7 @@ class Engine:
             if (
                 evict
                 and self.config.prefill == "bounded"
-                and len(chunk) + len(guide) > self.native.room
+                and len(chunk) + max(len(guide), self._n_repeat) > self.native.room
             ):
                 self._evict_guided(guide)
             self._decode(chunk)
@@ -366,7 +412,8 @@ class Engine:
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
         limit = self.budget + self.config.n_ubatch
-        if self.policy.evicts and (self.native.room == 0 or self.rows.mean + 1 > limit):
+        full = self.native.room <= self._n_repeat or self.rows.mean + 1 > limit
+        if self.policy.evicts and full:
             # The window is the question and the answer so far: it asks for particular rows too.
             self._evict(self._n_window(self.config.n_obs), guided=self.config.guide != "off")
         self._decode([token])
@@ -381,18 +428,37 @@ class Engine:
         if not probe:
             self.counters.seen += n
             self._n_untracked += n
+            if self._repetition:
+                self._repetition.pending += tokens
 
     def _track(self) -> None:
         """Bring what is tracked up to date with the newest queries."""
         n, self._n_untracked = self._n_untracked, 0
         if n == 0:
             return
-        for kind in self._kinds:
+        for kind in self._kinds - {"repeat"}:
             figures = self.rows.figures(kind)
             if figures is None:
                 self._moments.add(self.native, n)
             else:
                 track_native(self.native, kind, n, self.counters.seen, figures)
+
+    def _repeat(self) -> None:
+        """Have repeated what was read since the last time; the newest queries are no longer observed after it."""
+        repetition = self._repetition
+        if repetition is None or self.policy.track != "repeat":
+            return
+        self._track()
+        while repetition.pending:
+            probe, n = repetition.probe()
+            self._decode(probe, probe=True)
+            try:
+                figures = self.rows.figures("repeat")
+                assert figures is not None, "it is tracked"
+                track_native(self.native, "repeat", n, self.counters.seen, figures)
+            finally:
+                self._drop_probe(len(probe))
+            repetition.advance(n)
 
     def evict(self) -> None:
         """Evict to the budget now, by the newest ``n_obs`` queries."""
@@ -400,7 +466,7 @@ class Engine:
 
     def _n_window(self, wanted: int) -> int:
         n_observed = self.native.n_observed
-        if n_observed == 0:
+        if n_observed == 0 and observes_attention(self.policy):
             raise NativeError("no observed query is valid: read tokens before evicting")
         return min(wanted, n_observed)
 
@@ -425,6 +491,9 @@ class Engine:
         self, n_window: int, *, guided: bool = False, n_probe: int = 0, guide_ms: float = 0.0
     ) -> None:
         """Score all rows by the newest ``n_window`` queries, drop the probe, keep the budget."""
+        start = time.perf_counter()
+        self._repeat()
+        guide_ms += (time.perf_counter() - start) * 1e3
         start = time.perf_counter()
         try:
             plan = self.plan(n_window, guided=guided, n_probe=n_probe)
@@ -473,6 +542,7 @@ class Engine:
         """
         if n_probe == 0:
             self._track()
+            self._repeat()
         config = self.config
         policy = self.policy.guided() if guided else self.policy
         n_kv = self.rows.used - n_probe
@@ -493,9 +563,10 @@ class Engine:
             budget=self.budget,
             n_rows=np.count_nonzero(present, axis=-1).astype(np.int32),
             candidates=present & ~protected,
-            n_most=self.rows.n_slots - config.n_ubatch - config.n_guide,
+            n_most=self.rows.n_slots - config.n_ubatch - self._n_probe,
             scores=scores,
             observations=observations,
+            comparable=policy.comparable,
         )
         allocation = self._allocator.allocate(demand)
         n_select = np.maximum(allocation - demand.least, 0)

@@ -220,8 +220,14 @@ def track_native(native: NativeContext, track: Tracked, n: int, n_seen: int, tra
             attention, _, _ = native.score(flags=0, weights=ones, n_skip=n_skip)
             for layer, (received,) in zip(tracked, attention, strict=True):
                 layer += received.reshape(layer.shape[0], -1, layer.shape[1]).mean(axis=1)
+            continue
+        nothing = np.empty((0, n_window), np.float32)
+        if track == "repeat":
+            attention, _, _ = native.score(flags=_bindings.MAX, weights=nothing, n_skip=n_skip)
+            for layer, (most,) in zip(tracked, attention, strict=True):
+                received = most.reshape(layer.shape[0], -1, layer.shape[1]).max(axis=1)
+                np.maximum(layer, received, out=layer)
         else:
-            nothing = np.empty((0, n_window), np.float32)
             attention, _, _ = native.score(flags=_bindings.LAST_USE, weights=nothing, n_skip=n_skip)
             first = n_seen - n_skip - n_window  # position of the window's oldest query
             for layer, (order,) in zip(tracked, attention, strict=True):

@@ -164,7 +164,8 @@ def plan_policies(
     engine = llama.engine
     n_obs = min(engine.config.n_obs, engine.native.n_observed)
     plans = {}
-    for name in policies:
+    # Where the text is repeated, the queries of its end are gone afterwards: those come last.
+    for name in sorted(policies, key=lambda name: make_policy(name).track == "repeat"):
         on_policy(name)
         engine.use(policy=name)
         plans[name] = engine.plan(n_obs)
@@ -178,7 +179,7 @@ def plan_policies(
         n_sink=engine.config.n_sink,
         n_recent=engine.config.n_recent,
         layers=[layer.il for layer in engine.native.layers],
-        plans=plans,
+        plans={name: plans[name] for name in policies},
     )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from restkv_local.types import F32, I32, I64, EvictionPlan, Tracked
+
+_FIGURES: Final = ("sum", "last_use", "repeat")  # kept for each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class RowTable:
     n_layer, n_head_kv, n_slots : int
         Segments, and the most rows of one.
     kinds : iterable of Tracked
-        Figures to keep: ``"sum"`` and ``"last_use"``, others are ignored.
+        Figures to keep: ``"sum"``, ``"last_use"`` and ``"repeat"``, others are ignored.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class RowTable:
         self.n_absent: I32 = np.zeros(shape[:2], np.int32)  # slots before each head's oldest row
         self._positions: I32 = np.full(shape, -1, np.int32)
         self._figures: dict[Tracked, F32] = {
-            kind: np.zeros(shape, np.float32) for kind in kinds if kind in ("sum", "last_use")
+            kind: np.zeros(shape, np.float32) for kind in kinds if kind in _FIGURES
         }
 
     @property

@@ -25,7 +25,7 @@ I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 Reduction = Literal["ema", "mean", "max", "last", "sum", "square", "entropy"]
-Tracked = Literal["none", "sum", "last_use", "queries"]
+Tracked = Literal["none", "sum", "last_use", "repeat", "queries"]
 
 # The least 1 - a that a/(1 - a) divides by: float32 has no digits left below.
 REST_MIN: Final = 1e-6

@@ -40,10 +40,12 @@ def mark_absent(positions, n_absent):
 
 
 def make_tracked(track, positions, seed=0):
-    """What the engine would have tracked: sums of attention, or positions from the row's own on."""
+    """What the engine would have tracked: sums or shares of attention, or positions from the row's own on."""
     rng = np.random.default_rng(seed)
     if track == "sum":
         return rng.exponential(size=positions.shape).astype(np.float32)
+    if track == "repeat":
+        return rng.random(positions.shape).astype(np.float32)
     if track == "last_use":
         newest = positions.max(axis=1, keepdims=True)
         return rng.integers(positions, newest, endpoint=True).astype(np.float32)

@@ -37,6 +37,8 @@ class Demand:
         Finite; higher means keep.
     observations : sequence over layers of Observation
         With the allocator's own reductions if the policy observes attention.
+    comparable : bool
+        Whether scores mean the same in every KV head of every layer.
     """
 
     budget: int
@@ -45,6 +47,7 @@ class Demand:
     n_most: int
     scores: F32
     observations: Sequence[Observation]
+    comparable: bool = False
 
     @property
     def total(self) -> int:

@@ -45,7 +45,8 @@ class Global(Allocator):
 
     The floor is that of `Ada`, with its reason: the sources score a whole text,
     here it may be one window at one event of many. `Global(floor=0,
-    normalise="none")` is the sources' rule.
+    normalise="none")` is the sources' rule, and the one taken for a policy whose scores
+    are `comparable`, as KVzip's are: they were gathered over the whole text.
 
     References
     ----------
@@ -76,6 +77,7 @@ class Global(Allocator):
     def allocate(self, demand: Demand) -> I32:
         """Split by one ranking: (n_layer, n_head_kv)."""
         check_demand(demand)
+        floor = 0.0 if demand.comparable else self.floor
         least = demand.least
         n_select = demand.total - int(least.sum())
         pool = (1, least.size, -1)
@@ -84,12 +86,12 @@ class Global(Allocator):
             demand.candidates.reshape(pool),
             np.array([n_select], np.int32),
         ).reshape(least.shape)
-        wanted = least + (1 - self.floor) * counts + self.floor * n_select / least.size
+        wanted = least + (1 - floor) * counts + floor * n_select / least.size
         return fit_total(wanted, demand)
 
     def _comparable(self, demand: Demand) -> F32 | F64:
         """Scores as shares: (n_layer, n_head_kv, n_kv)."""
-        if self.normalise == "none":
+        if demand.comparable or self.normalise == "none":
             return demand.scores
         axes = _AXES[self.normalise]
         scores = np.where(demand.candidates, demand.scores.astype(np.float64), 0.0)

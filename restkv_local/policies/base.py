@@ -29,12 +29,16 @@ class Policy(Protocol):
         False for a policy that keeps every row, whatever the budget.
     keeps_sinks : bool
         False for a policy whose point is that the first tokens go too.
-    track : {"none", "sum", "last_use", "queries"}
+    comparable : bool
+        True if scores mean the same in every KV head of every layer, as they are.
+    track : {"none", "sum", "last_use", "repeat", "queries"}
         What the engine keeps up to date over all queries, prefill and decode.
         Figures of every row are carried through evictions: ``"sum"``, attention
         the row has received; ``"last_use"``, position of the newest token that
         gave it its fair share, 1 over the rows it saw, at first its own position.
-        Of query heads that share a KV head: the mean, and the newest.
+        Of query heads that share a KV head: the mean, and the newest. ``"repeat"``:
+        most attention that any query of the group gave the row when the model
+        repeated the text.
         ``"queries"``: first and second moments of the queries before RoPE, which
         ``key_score="expected"`` is made from.
     """
@@ -44,6 +48,7 @@ class Policy(Protocol):
     source: ClassVar[str]
     evicts: ClassVar[bool] = True
     keeps_sinks: ClassVar[bool] = True
+    comparable: ClassVar[bool] = False
     track: ClassVar[Tracked] = "none"
 
     @classmethod

@@ -15,6 +15,7 @@ from restkv_local.policies.fifo import Fifo
 from restkv_local.policies.full import Full
 from restkv_local.policies.h2o import H2O
 from restkv_local.policies.keydiff import KeyDiff
+from restkv_local.policies.kvzip import KVzip
 from restkv_local.policies.lacache import LaCache
 from restkv_local.policies.lru import LRU
 from restkv_local.policies.restkv import RestKV
@@ -37,6 +38,7 @@ POLICIES: Final[dict[str, type[Policy]]] = {
         H2O,
         ExpectedAttention,
         KeyDiff,
+        KVzip,
         LaCache,
         StreamingLLM,
         LRU,

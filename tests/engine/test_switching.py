@@ -42,7 +42,7 @@ def test_another_policy_decides_as_if_it_had_read_the_text(open_llama, tokens, p
     """One reading serves every policy: the plan is what a session of its own keeps."""
     options = {"prefill": "full", "n_predict": 40, "budget": 64}
     shared = open_llama(
-        MODEL, allocation="global", also_track=("sum", "last_use", "queries"), **options
+        MODEL, allocation="global", also_track=("sum", "last_use", "repeat", "queries"), **options
     ).engine
     shared.open(300, 40, 0)
     shared.read(tokens(300), evict=False)

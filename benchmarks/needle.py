@@ -1,6 +1,9 @@
 """Needle in prose: a sentence with a 7-digit number, plain chat template, no answer prefix.
 
 python benchmarks/needle.py --tokens 1500 --budget 256 --budget 128 --full
+python benchmarks/needle.py --tokens 256000 --budget 512 --samples 3 --json needle.jsonl
+
+With --json a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import argparse
 import json
 import random
 import statistics
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +38,36 @@ def make_prompt(llama: Llama, seed: int, n_tokens: int, depth: float) -> tuple[s
     return text, f"What is the registration number of the {thing}?", number
 
 
-def ask(llama: Llama, depth: float, prompt: tuple[str, str, str]) -> dict[str, Any]:
+class Log:
+    """What has been measured: in memory, and in a file where one is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self._rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def __contains__(self, sample: dict[str, Any]) -> bool:
+        """Tell whether a sample has been measured."""
+        return bool(self.rows(sample))
+
+    def rows(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows that have these values."""
+        return [row for row in self._rows if all(row.get(key) == wanted[key] for key in wanted)]
+
+    def add(self, sample: dict[str, Any], row: dict[str, Any]) -> None:
+        """Keep one result."""
+        self._rows.append(sample | row)
+        if self._path:
+            with self._path.open("a") as file:
+                file.write(json.dumps(sample | row) + "\n")
+
+
+def ask(llama: Llama, prompt: tuple[str, str, str]) -> dict[str, Any]:
     """Ask in a fresh session; return what the table and the log need."""
     text, question, number = prompt
     session = ChatSession(llama)
     answer = "".join(session.send(question, documents=[text]))
-    row = {"depth": depth, "hit": number in answer, "number": number, "answer": answer}
+    row = {"hit": number in answer, "number": number, "answer": answer}
     return row | session.report.timings | session.report.kv
 
 
@@ -75,7 +103,7 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other option"
     )
-    parser.add_argument("--json", type=Path, help="append one line a sample")
+    parser.add_argument("--json", type=Path, help="a line for each sample, kept between runs")
     options = parser.parse_args()
 
     extra: dict[str, Any] = {}
@@ -92,21 +120,25 @@ def main() -> None:
         for budget in options.budget or ["256"]:
             cells.append((f"{policy} {budget}", {"policy": policy, "budget": budget, **extra}))
 
-    depths = [(i + 0.5) / options.samples for i in range(options.samples)]
-    prompts: list[tuple[str, str, str]] = []
+    seeds = range(options.seed, options.seed + options.samples)
+    log = Log(options.json)
     print("| cache | tokens | found | prefill t/s | score+compact % | guide % | KV MiB / full |")
     print("|---|---|---|---|---|---|---|")
     for name, settings in cells:
-        with Llama(options.model, temp=0.0, n_predict=32, **settings) as llama:
-            if not prompts:
-                for i, depth in enumerate(depths):
-                    prompts.append(make_prompt(llama, options.seed + i, options.tokens, depth))
-            rows = [ask(llama, *pair) for pair in zip(depths, prompts, strict=True)]
-        print(summarise(name, rows), flush=True)
-        if options.json:
-            with options.json.open("a") as file:
-                for row in rows:
-                    file.write(json.dumps({"cell": name, "tokens": options.tokens} | row) + "\n")
+        cell = {"cell": name, "tokens": options.tokens, "set": extra}
+        with ExitStack() as stack:
+            llama = None
+            for i, seed in enumerate(seeds):
+                sample = cell | {"seed": seed, "depth": (i + 0.5) / options.samples}
+                if sample in log:
+                    continue
+                if llama is None:
+                    llama = stack.enter_context(
+                        Llama(options.model, temp=0.0, n_predict=32, **settings)
+                    )
+                prompt = make_prompt(llama, seed, options.tokens, sample["depth"])
+                log.add(sample, ask(llama, prompt))
+        print(summarise(name, log.rows(cell)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,244 @@
+"""Samples, and the parts that tasks are made with."""
+
+import re
+import sys
+
+import pytest
+from evaluation_helpers import count, decode, encode, make_sample, write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restkv_local.errors import ConfigError, InputError
+from restkv_local.evaluation import METRICS, TASKS, Request, find_tasks, score_sample
+from restkv_local.evaluation.fitting import fit_sample
+from restkv_local.evaluation.haystack import (
+    find_sentence_starts,
+    make_prose,
+    repeat_text,
+    shipped_text,
+    shipped_topics,
+    split_sentences,
+)
+from restkv_local.evaluation.jsonl import read_jsonl
+from restkv_local.evaluation.truncation import cut_middle
+
+WORDS = st.lists(st.sampled_from(["a", "harbour", "bell.", "Why?", "twelve", "ships"]), max_size=60)
+
+
+def test_the_hash_tells_where_the_parts_end():
+    hashes = {
+        make_sample("r", context=c, question=q, answer_prefix=a, uses_template=t).prompt_hash
+        for c, q, a, t in [
+            ("ab", "c", "", True),
+            ("a", "bc", "", True),
+            ("ab", "", "c", True),
+            ("ab", "c", "", False),
+        ]
+    }
+    assert len(hashes) == 4
+    assert make_sample("r", context="x").prompt_hash == make_sample("s", context="x").prompt_hash
+
+
+def test_tokens_of_a_sample_count_its_answer():
+    assert make_sample("r", context="one two ", question="six?").count_tokens(count) == 12
+
+
+@given(length=st.integers(20, 3000), per_unit=st.integers(1, 40), fixed=st.integers(0, 20))
+def test_the_largest_sample_that_fits_is_found(length, per_unit, fixed):
+    def build(size):
+        return make_sample("r", context="x " * (fixed + size * per_unit), max_new_tokens=0)
+
+    def n_words(sample):
+        return len(sample.text.split())
+
+    if fixed + per_unit > length:
+        with pytest.raises(ConfigError, match=f"give a length of at least {fixed + per_unit}"):
+            fit_sample(build, n_words, length)
+        return
+    n = n_words(fit_sample(build, n_words, length))
+    assert n <= length
+    assert length - n < per_unit or length - n <= 0.005 * length
+
+
+@given(context=WORDS, rest=WORDS, n_tokens=st.integers(1, 80))
+def test_cutting_the_middle_keeps_both_ends_and_what_follows(context, rest, n_tokens):
+    context, rest = " ".join(context), " ".join(rest)
+    if count(context + rest) <= n_tokens:
+        assert cut_middle(context, rest, n_tokens, encode, decode) == context
+    elif n_tokens <= count(rest):
+        with pytest.raises(InputError, match="holds no context"):
+            cut_middle(context, rest, n_tokens, encode, decode)
+    else:
+        cut = cut_middle(context, rest, n_tokens, encode, decode)
+        assert count(cut + rest) <= n_tokens
+        halves = next(i for i in range(len(cut), -1, -1) if context.startswith(cut[:i]))
+        assert context.endswith(cut[halves:])
+
+
+def test_half_is_head_and_half_is_tail():
+    context, rest = "aaaa bbbb cccc dddd eeee ffff gggg hhhh", " what"
+    assert cut_middle(context, rest, 6, encode, decode) == "aaaa bbbb cccc gggg hhhh"
+
+
+def test_jsonl_skips_blank_lines_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 2, "b": "\xc3\xa9"}\r\n')
+    assert list(read_jsonl(path, {"a": int})) == [{"a": 1}, {"a": 2, "b": "é"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"a": 1', "is not JSON: Expecting ',' delimiter at character 7"),
+        (b"[1]", "holds list; each line must be one JSON object"),
+        (b'{"b": 1}', "lacks the field 'a'; its fields are b"),
+        (b"{}", "lacks the field 'a'; its fields are none"),
+        (b'{"a": "text"}', "has a='text', which must be number or list"),
+        (b'{"a": \xff}', "is not UTF-8 text: offset 6 of the line"),
+    ],
+)
+def test_a_broken_line_is_one_line_with_file_and_number(tmp_path, line, message):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    with pytest.raises(InputError) as error:
+        list(read_jsonl(path, {"a": (int, list)}))
+    assert str(error.value).startswith(f"{path}:2 {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_hold_nothing_or_cannot_be_read_are_refused(tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    with pytest.raises(InputError, match="is empty; it must hold one JSON object a line"):
+        list(read_jsonl(empty, {}))
+    with pytest.raises(InputError, match="cannot read"):
+        list(read_jsonl(tmp_path, {}))
+
+
+def test_sentences_begin_after_full_stops():
+    text = 'One. "Two?" Three 3.5 is! Four'
+    assert split_sentences(text) == ["One.", '"Two?"', "Three 3.5 is!", "Four"]
+    assert [text[i : i + 3] for i in find_sentence_starts(text)] == ["One", '"Tw', "Thr", "Fou"]
+
+
+@given(n=st.integers(1, 400))
+def test_a_haystack_repeats_and_breaks_no_word(n):
+    text = repeat_text("alpha  beta\ngamma").first(n)
+    assert len(text) <= n
+    assert n < 6 or n - len(text) < 6
+    endless = "alpha beta gamma " * 30
+    assert endless.startswith(text)
+    assert n < 6 or endless[len(text)] == " "
+
+
+def test_prose_differs_by_seed_and_holds_no_digit():
+    texts = [make_prose(seed).first(5000) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert not re.search(r"\d", texts[0])
+
+
+def test_the_shipped_text_is_long_and_holds_no_underlines():
+    text = shipped_text()
+    assert len(text) > 200_000
+    assert not re.search(r"^\s*[*=|+-]{4,}\s*$", text, re.MULTILINE)
+
+
+def test_a_python_without_its_manual_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(InputError, match="this Python came without its manual"):
+        shipped_topics.__wrapped__()
+
+
+def test_every_task_names_known_metrics_and_says_what_it_is():
+    assert len(TASKS) == 4 + 13 + 16 + 10 + 3
+    for name, task in TASKS.items():
+        assert name == task.name
+        assert task.summary
+        assert "\n" not in task.summary + task.needs
+    generated = {name for name, task in TASKS.items() if not task.needs}
+    assert len(generated) == 4 + 13
+    assert TASKS["ruler-qa_1"].takes == "ruler/LENGTH/qa_1/validation.jsonl or ruler/squad.json"
+    assert all(metric.summary and metric.scale in (10, 100) for metric in METRICS.values())
+
+
+def test_tasks_are_found_by_name_and_by_family():
+    assert [task.name for task in find_tasks("ruler-vt")] == ["ruler-vt"]
+    assert len(find_tasks("ruler")) == 13
+    assert len(find_tasks("longbench")) == 16
+    assert len(find_tasks("infinitebench")) == 10
+    assert [task.name for task in find_tasks("needles")] == [
+        "niah", "niah-paper", "niah-multi", "passkey",
+    ]  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"task must be one of needles, ruler, .* got task='rule'"
+    ):
+        find_tasks("rule")
+
+
+@pytest.mark.parametrize("option", ["n", "length"])
+def test_requests_refuse_numbers_below_one(option):
+    with pytest.raises(ConfigError, match=f"{option} must be at least 1; got {option}=0"):
+        Request(count=count, **{option: 0})
+
+
+@given(n=st.integers(1, 12), seed=st.integers(0, 5))
+def test_a_choice_keeps_order_and_depends_on_the_seed_only(n, seed):
+    def choose(**options):
+        return list(Request(count=count, **options).choose(lambda: iter("abcdefghij"), "t"))
+
+    chosen = choose(n=n, seed=seed)
+    assert chosen == sorted(chosen)
+    assert len(set(chosen)) == min(n, 10)
+    assert chosen == choose(n=n, seed=seed, length=7)
+    assert set(chosen) <= set(choose()) == set(enumerate("abcdefghij", start=1))
+
+
+def test_a_template_counts_where_it_is_used():
+    request = Request(count=count, length=600, n_template=100, n=1)
+    assert 594 <= request.measure(next(TASKS["niah"].make(request))) <= 600
+    assert next(TASKS["niah"].make(request)).count_tokens(count) <= 500
+    assert next(TASKS["niah-paper"].make(request)).count_tokens(count) > 550
+
+
+def test_missing_data_says_where_to_put_it(tmp_path):
+    with pytest.raises(InputError) as error:
+        next(TASKS["longbench-qasper"].make(Request(count=count)))
+    assert str(error.value).startswith(
+        "longbench-qasper reads local data: give the folder that holds longbench/qasper.jsonl, one JSON object"
+    )
+    with pytest.raises(InputError) as error:
+        next(TASKS["lambada"].make(Request(count=count, data=tmp_path)))
+    assert str(error.value) == (
+        f"lambada found no {tmp_path / 'lambada' / 'test.jsonl'}; put it there: one JSON object a line with text, a"
+        " passage whose last word is asked for"
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if "jsonl" in task.needs])
+def test_every_task_of_files_says_what_it_needs(name):
+    with pytest.raises(InputError, match=f"{name} reads local data: give the folder that holds "):
+        next(TASKS[name].make(Request(count=count)))
+
+
+def test_all_metrics_of_a_sample_are_scored():
+    sample = make_sample(
+        "4182937", more_metrics=("rouge_1",), extra={"needle": "The number is 4182937."}
+    )
+    assert score_sample("It is 4182937", sample) == {
+        "substring": 1.0,
+        "rouge_1": pytest.approx(2 * 2 / 7),  # is, 4182937 of 3 and 4 words
+    }
+
+
+def test_cutting_without_a_tokenizer_is_refused(tmp_path):
+    record = {"input": "Why?", "context": "word " * 400, "answers": ["x"], "all_classes": None}
+    write_jsonl(tmp_path / "longbench/hotpotqa.jsonl", record)
+    request = Request(count=count, length=200, data=tmp_path)
+    with pytest.raises(ConfigError, match="needs encode and decode"):
+        next(TASKS["longbench-hotpotqa"].make(request))
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("restkv_local.evaluation.optional.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"needs rapidfuzz, which is missing: pip install 'restk"):
+        METRICS["code_sim"].rule("x", make_sample("x"))

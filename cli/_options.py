@@ -70,6 +70,17 @@ Model = Annotated[
     ),
 ]
 
+System = Annotated[
+    str | None,
+    typer.Option("-sys", "--system", metavar="TEXT", help="System prompt; it is never evicted."),
+]
+NoCache = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache", help="Read every text anew, and keep no long one for the next time."
+    ),
+]
+
 # What the cache keeps.
 Budget = Annotated[
     str,

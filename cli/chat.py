@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from restkv_local.cli import _options as opt
 from restkv_local.cli._console import AnswerWriter, fail_usage, print_json, print_stats
-from restkv_local.cli._input import decode_text, read_documents, read_stdin, stdin_is_terminal
+from restkv_local.cli._input import read_documents, read_piped, stdin_is_terminal
 from restkv_local.cli._turn import open_session, run_turn
 
 from restkv_local.config import DEFAULTS
+from restkv_local.errors import ConfigError
 
 if TYPE_CHECKING:
+    from restkv_local.documents import Document
     from restkv_local.session import ChatSession
+    from restkv_local.session_file import SavedSession
 
 
 def chat(
@@ -26,7 +31,10 @@ def chat(
     file: Annotated[
         list[str] | None,
         typer.Option(
-            "-f", "--file", metavar="FILE", help="A text to read first; repeatable; '-' is stdin."
+            "-f",
+            "--file",
+            metavar="FILE",
+            help="Read first: text, HTML, PDF, DOCX, EPUB; repeatable; '-' is stdin.",
         ),
     ] = None,
     as_json: opt.Json = False,
@@ -36,6 +44,20 @@ def chat(
             "-sys", "--system", metavar="TEXT", help="System prompt; it is never evicted."
         ),
     ] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            "--session",
+            metavar="NAME",
+            help="Go on with this conversation, or begin it; it is saved after every turn.",
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache", help="Read every text anew, and keep no long one for the next time."
+        ),
+    ] = False,
     budget: opt.Budget = opt.DEFAULT_BUDGET,
     policy: opt.Policy = DEFAULTS.policy,
     allocation: opt.Allocation = DEFAULTS.allocation,
@@ -60,6 +82,14 @@ def chat(
     top_p: opt.TopP = DEFAULTS.top_p,
     min_p: opt.MinP = DEFAULTS.min_p,
     seed: opt.Seed = DEFAULTS.seed,
+    undo_mib: Annotated[
+        int,
+        typer.Option(
+            "--undo-mib",
+            help="Memory for going back in a conversation without reading; 0: none.",
+            rich_help_panel=opt.RUNTIME,
+        ),
+    ] = DEFAULTS.undo_mib,
     n_threads: opt.NThreads = DEFAULTS.n_threads,
     n_gpu_layers: opt.NGpuLayers = DEFAULTS.n_gpu_layers,
     verbose: opt.Verbose = False,
@@ -82,26 +112,82 @@ def chat(
     # All input is read before the model is loaded: a bad file is reported at once.
     piped = ""
     if "-" not in paths and not stdin_is_terminal():
-        piped = decode_text(read_stdin(), "standard input").strip("\n")
+        piped = read_piped()
     documents = read_documents(paths)
     text = "\n\n".join(part for part in (piped, prompt or "") if part.strip())
     if not converses and not text:
         if not documents:
             fail_usage("no prompt: give -p TEXT, -f FILE, or text on standard input")
         # As in llama.cpp, a file alone is the prompt.
-        text, documents = "\n\n".join(documents), []
+        text, documents = "\n\n".join(document.text for document in documents), []
 
     from restkv_local.demo import resolve_model
 
-    with open_session(resolve_model(model), settings, system=system, verbose=verbose) as session:
+    file_model = resolve_model(model)
+    path = saved = None
+    changes: dict[str, Any] = {}
+    if session is not None:
+        path, saved = find_session(session, file_model, system)
+    if saved is not None:
+        changes = {
+            name: value
+            for name, value in settings.items()
+            if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
+        }
+        from restkv_local.session_file import merge_settings
+
+        settings = {**settings, **merge_settings(saved.config, changes)}
+        system = saved.system
+    with open_session(
+        file_model,
+        settings,
+        system=system,
+        verbose=verbose,
+        saved=saved,
+        changes=changes,
+        use_cache=not no_cache,
+        can_undo=converses,
+    ) as conversation:
         if converses:
             from restkv_local.cli.repl import run_repl
 
-            raise typer.Exit(run_repl(session, documents))
-        answer_once(session, text, documents, as_json=as_json)
+            raise typer.Exit(run_repl(conversation, documents, path))
+        try:
+            answer_once(conversation, text, documents, as_json=as_json)
+        finally:
+            if path is not None and conversation.turns:
+                conversation.save(path)
 
 
-def answer_once(session: ChatSession, text: str, documents: list[str], *, as_json: bool) -> None:
+def find_session(name: str, model: Path, system: str | None) -> tuple[Path, SavedSession | None]:
+    """Return the file of a session and what is in it, None for a new one; before the model is loaded.
+
+    Raises
+    ------
+    SessionFileError
+        If the file cannot be used with this model.
+    ConfigError
+        If the name cannot be one, or another system prompt is asked for.
+    """
+    from restkv_local.fingerprint import fingerprint_model
+    from restkv_local.session_file import read_session, session_path
+
+    path = session_path(name)
+    if not path.exists():
+        return path, None
+    saved = read_session(path)
+    saved.check_model(fingerprint_model(model), model.name)
+    if system is not None and system != saved.system:
+        raise ConfigError(
+            f"the session {name} has a system prompt of its own, which its cache was read with: "
+            "leave -sys out, or begin a session under another name"
+        )
+    return path, saved
+
+
+def answer_once(
+    session: ChatSession, text: str, documents: Sequence[Document], *, as_json: bool
+) -> None:
     """Print one answer on stdout, as text or as a JSON object, and its line on stderr.
 
     Raises

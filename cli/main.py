@@ -8,11 +8,14 @@ from collections.abc import Sequence
 import typer
 from restkv_local.cli._console import print_error
 from restkv_local.cli._options import HELP_NAMES, Version
+from restkv_local.cli.ask import ask
+from restkv_local.cli.bench import bench
 from restkv_local.cli.chat import chat
 from restkv_local.cli.doctor import doctor
 from restkv_local.cli.info import info
 from restkv_local.cli.plan import plan
 from restkv_local.cli.policies import policies
+from restkv_local.cli.sessions import sessions
 
 from restkv_local.errors import RestKVError
 
@@ -24,10 +27,13 @@ app = typer.Typer(
     context_settings=HELP_NAMES,
 )
 app.command()(chat)
+app.command()(ask)
 app.command()(info)
 app.command()(policies)
 app.command()(plan)
+app.command()(bench)
 app.command()(doctor)
+app.add_typer(sessions, name="sessions")
 
 # A Typer app with one command is that command: `restkv-chat MODEL`, no subcommand.
 chat_app = typer.Typer(

@@ -35,7 +35,10 @@ def plan(
     file: Annotated[
         list[str],
         typer.Option(
-            "-f", "--file", metavar="FILE", help="A text to read; repeatable; '-' is stdin."
+            "-f",
+            "--file",
+            metavar="FILE",
+            help="Read this: text, HTML, PDF, DOCX, EPUB; repeatable; '-' is stdin.",
         ),
     ],
     prompt: Annotated[
@@ -100,7 +103,7 @@ def plan(
 
     if png is not None:
         check_plots(png)
-    documents = read_documents(file)
+    documents = [document.text for document in read_documents(file)]
     path = resolve_model(model)
     try:
         with open_model(path, settings, verbose=verbose, also_track=tracked_by(names)) as llama:

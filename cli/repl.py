@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from restkv_local.cli._console import (
@@ -16,15 +18,16 @@ from restkv_local.cli._console import (
     print_note,
     print_stats,
 )
-from restkv_local.cli._input import read_document
-from restkv_local.cli._turn import run_turn
+from restkv_local.cli._input import read_documents
+from restkv_local.cli._turn import run_answer, say_history
 
-from restkv_local.errors import InputError, RestKVError
+from restkv_local.errors import InputError, RestKVError, SessionFileError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+    from restkv_local.documents import Document
     from restkv_local.session import ChatSession
 
 PROMPT = ">>> "
@@ -37,6 +40,14 @@ QUOTES = '"""'
 HELP = '''\
 /help, /?            this list
 /read FILE           attach a text file to your next message
+/undo [N]            forget the last turn, or the last N
+/regen               answer the last question again
+/edit [TEXT]         ask the last question in other words
+/reread [QUESTION]   read everything again, guided by this question or the last one, and answer it
+/save [FILE]         keep the conversation in a file; without FILE in its session
+/load FILE           go on with a conversation from a file
+/budget N            keep N rows per layer and KV head
+/policy NAME [ALLOC] evict by other rules; `restkv policies` lists them
 /context             what the cache holds
 /stats               the last turn in numbers
 /clear               forget the conversation
@@ -59,23 +70,31 @@ class Reader(Protocol):
         """Return one message; EOFError at its end, KeyboardInterrupt on Ctrl-C."""
         ...
 
+    def edit(self, text: str) -> str:
+        """Let a message be changed; return it. Raises as :meth:`read` does."""
+        ...
 
-def run_repl(session: ChatSession, documents: Sequence[str] = ()) -> int:
+
+def run_repl(
+    session: ChatSession, documents: Sequence[str | Document] = (), path: Path | None = None
+) -> int:
     """Hold a conversation at the terminal.
 
     Parameters
     ----------
     session : ChatSession
-        A new session.
-    documents : sequence of str
+        The conversation, new or taken up again.
+    documents : sequence of str or Document
         Texts that go with the first message.
+    path : Path, optional
+        Where the conversation is saved whenever it changed.
 
     Returns
     -------
     int
         Exit code: 0 on Ctrl-D or /exit, 130 on Ctrl-C twice at an empty prompt.
     """
-    return Repl(session, TerminalReader(), documents).run()
+    return Repl(session, TerminalReader(), documents, path).run()
 
 
 def is_open_block(text: str) -> bool:
@@ -97,15 +116,30 @@ def strip_block(text: str) -> str | None:
 class Repl:
     """One conversation: reads a message, runs a command or a turn, until told to leave."""
 
-    def __init__(self, session: ChatSession, reader: Reader, documents: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        session: ChatSession,
+        reader: Reader,
+        documents: Sequence[str | Document] = (),
+        path: Path | None = None,
+    ) -> None:
         self._session = session
         self._reader = reader
         self._pending = list(documents)
+        self._path = path
         self._n_turns = 0
         self._commands: dict[str, Callable[[str], None]] = {
             "help": self._help,
             "?": self._help,
             "read": self._read,
+            "undo": self._undo,
+            "regen": self._regen,
+            "edit": self._edit,
+            "reread": self._reread,
+            "save": self._save,
+            "load": self._load,
+            "budget": self._budget,
+            "policy": self._policy,
             "context": self._context,
             "stats": self._stats,
             "clear": self._clear,
@@ -171,7 +205,9 @@ class Repl:
         if "\n" in text:
             raise InputError(f"/{word} stands on a line of its own; nothing was sent")
         argument = rest[0] if rest else ""
-        if argument and command != self._read:
+        if argument and command in (
+            self._help, self._regen, self._context, self._stats, self._clear, self._exit,
+        ):  # fmt: skip
             raise InputError(f"/{word} takes no argument; got {argument!r}")
         command(argument)
 
@@ -184,41 +220,114 @@ class Repl:
             return
         documents, self._pending = self._pending, []
         before = self._session.report
-        writer = AnswerWriter()
         try:
-            run_turn(self._session, text, documents, writer.write)
+            self._answer(partial(self._session.send, text, documents=documents))
         except RestKVError:
             report = self._session.report
             if report is before or not report.timings.get("prompt_n"):
                 # Nothing was read: the files still belong to the next message.
                 self._pending = documents
             raise
+
+    def _answer(self, start: Callable[..., Iterator[str]]) -> None:
+        """Stream an answer, end it with its line of numbers, save the conversation."""
+        writer = AnswerWriter()
+        try:
+            run_answer(start, writer.write)
         finally:
             writer.end()
+            self._keep()
         self._n_turns += 1
         print_stats(self._session.report.to_json())
+
+    def _keep(self) -> None:
+        """Save the conversation where it belongs; a full disk does not end it."""
+        if self._path is None:
+            return
+        try:
+            self._session.save(self._path)
+        except SessionFileError as error:
+            print_error(str(error))
 
     def _help(self, argument: str) -> None:
         print_note(HELP)
 
     def _read(self, argument: str) -> None:
-        path = argument.strip()
-        if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
-            path = path[1:-1]
+        path = _unquote(argument)
         if not path:
             raise InputError("/read needs a file: /read FILE")
         if path == "-":
             raise InputError("/read - would read this terminal; name a file")
-        self._pending.append(read_document(path))
+        self._pending += read_documents([path])
         self._say_pending()
 
     def _say_pending(self) -> None:
-        n_files, n_chars = len(self._pending), sum(map(len, self._pending))
+        n_files, n_chars = len(self._pending), sum(map(_n_characters, self._pending))
         print_note(
             f"{n_files} text{'' if n_files == 1 else 's'}, {n_chars:,} characters, "
             "will go with your next message",
             style="dim",
         )
+
+    def _undo(self, argument: str) -> None:
+        n = _whole_number(argument or "1", "/undo [N]")
+        way = self._session.undo(n)
+        self._keep()
+        print_note(f"{n} turn{'' if n == 1 else 's'} undone: {way}", style="dim")
+
+    def _regen(self, argument: str) -> None:
+        self._answer(self._session.regenerate)
+
+    def _edit(self, argument: str) -> None:
+        if not self._session.turns:
+            raise InputError("nothing was asked yet: ask first")
+        text = argument
+        if not text:
+            try:
+                text = self._reader.edit(self._session.turns[-1].question)
+            except (EOFError, KeyboardInterrupt):
+                text = ""
+        if not text.strip():
+            print_note("nothing was changed", style="dim")
+            return
+        quoted = strip_block(text)
+        self._answer(partial(self._session.edit, text if quoted is None else quoted))
+
+    def _reread(self, argument: str) -> None:
+        self._answer(partial(self._session.reread, argument))
+
+    def _save(self, argument: str) -> None:
+        path = Path(_unquote(argument)).expanduser() if argument else self._path
+        if path is None:
+            raise InputError("/save needs a file: /save FILE, or begin with --session NAME")
+        self._session.save(path)
+        print_note(f"saved in {path}, {format_bytes(path.stat().st_size)}", style="dim")
+
+    def _load(self, argument: str) -> None:
+        if not argument:
+            raise InputError("/load needs a file: /load FILE")
+        say_history(self._session, self._session.load(Path(_unquote(argument)).expanduser()))
+        self._pending.clear()
+        self._n_turns = 0
+        if self._path is not None:
+            # The session that was open is another conversation: it must not be written over.
+            print_note(f"{self._path} stays as it was; /save keeps this conversation", style="dim")
+            self._path = None
+
+    def _budget(self, argument: str) -> None:
+        if not argument:
+            raise InputError("/budget needs a number of rows: /budget N")
+        way = self._session.set_budget(argument)
+        self._keep()
+        print_note(f"budget {self._session.context().budget or argument}: {way}", style="dim")
+
+    def _policy(self, argument: str) -> None:
+        policy, *rest = argument.split()[:3] or [""]
+        if not policy or len(rest) > 1:
+            raise InputError("/policy needs a name: /policy NAME [ALLOCATION]")
+        way = self._session.set_policy(policy, *rest)
+        self._keep()
+        print_note(f"policy {argument}: {way}", style="dim")
 
     def _context(self, argument: str) -> None:
         view = self._session.context()
@@ -251,6 +360,7 @@ class Repl:
         self._session.clear()
         self._pending.clear()
         self._n_turns = 0
+        self._keep()
         print_note("the conversation is forgotten", style="dim")
 
     def _exit(self, argument: str) -> None:
@@ -277,6 +387,10 @@ class TerminalReader:
     def read(self) -> str:
         """Return one message, several lines of it where quotes, backslash or paste say so."""
         return self._session.prompt([(_STYLED, PROMPT)])
+
+    def edit(self, text: str) -> str:
+        """Let a message be changed in place; return it."""
+        return self._session.prompt([(_STYLED, PROMPT)], default=text)
 
     def _bindings(self) -> KeyBindings:
         from prompt_toolkit.enums import DEFAULT_BUFFER
@@ -309,3 +423,20 @@ class TerminalReader:
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
         return keys
+
+
+def _unquote(argument: str) -> str:
+    """Return a path without the quotes that a terminal puts around a dropped file."""
+    path = argument.strip()
+    quoted = len(path) > 1 and path[0] == path[-1] and path[0] in "'\""
+    return path[1:-1] if quoted else path
+
+
+def _whole_number(text: str, usage: str) -> int:
+    if not text.isascii() or not text.isdecimal():
+        raise InputError(f"{usage} takes a whole number; got {text!r}")
+    return int(text)
+
+
+def _n_characters(document: str | Document) -> int:
+    return len(document if isinstance(document, str) else document.text)

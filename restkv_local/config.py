@@ -37,6 +37,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "top_k": (0, math.inf),
     "top_p": (0, 1),
     "min_p": (0, 1),
+    "undo_mib": (0, math.inf),
     "n_threads": (0, math.inf),
     "n_gpu_layers": (-1, math.inf),
 }
@@ -95,6 +96,7 @@ class Config:
     min_p: float = 0.05
     seed: int = -1  # -1: a new one each run
 
+    undo_mib: int = 1024  # memory for the moments a conversation can be taken back to; 0: none
     n_threads: int = 0  # 0: the number of physical cores
     n_gpu_layers: int = 0
     type_k: Literal["f16", "q8_0", "q4_0"] = "f16"

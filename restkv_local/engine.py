@@ -26,6 +26,7 @@ from restkv_local.model_file import (
 from restkv_local.native import NativeContext
 from restkv_local.observe import (
     QueryMoments,
+    attended,
     observe_native,
     observe_nothing,
     observe_numpy,
@@ -37,7 +38,7 @@ from restkv_local.policies.base import Policy, observes_attention
 from restkv_local.policies.registry import make_policy
 from restkv_local.repetition import REQUEST, Repetition
 from restkv_local.row_table import RowSnapshot, RowTable
-from restkv_local.types import F32, Bool, EvictionPlan, Observation, Tracked
+from restkv_local.types import F32, F64, Bool, EvictionPlan, Observation, Tracked
 
 # A segment may grow to this many times the average at the others' expense.
 _GROWTH = 4
@@ -596,6 +597,19 @@ class Engine:
         return observe_native(self.native, request, n_window, positions, event, tracked, moments)
 
     # Reporting
+
+    def attended(self, n: int) -> F64:
+        """Where the newest ``n`` queries looked, or as many of them as are observed.
+
+        Returns
+        -------
+        ndarray of shape (seen,), float64
+            For each token of the sequence; see :func:`~restkv_local.observe.attended`.
+        """
+        n = min(n, self.native.n_observed)
+        if n == 0:
+            return np.zeros(self.counters.seen)
+        return attended(self.native, n, self.counters.seen, self.rows.positions)
 
     def kv_report(self) -> dict[str, Any]:
         """Return the ``kv`` object of the JSON report."""

@@ -8,6 +8,8 @@
     ├── ModelError
     │   └── UnsupportedModelError
     ├── PlanError
+    ├── BusyError
+    ├── SessionFileError
     └── NativeError
         ├── LibraryNotFoundError
         ├── AbiMismatchError
@@ -24,7 +26,7 @@ class ConfigError(RestKVError, ValueError):
 
 
 class InputError(RestKVError):
-    """A document or a prompt cannot be read: empty, missing, or not UTF-8."""
+    """A document or a prompt cannot be read: missing, empty, broken, encrypted, or not text."""
 
 
 class ModelError(RestKVError):
@@ -37,6 +39,14 @@ class UnsupportedModelError(ModelError):
 
 class PlanError(RestKVError):
     """No plan can meet the request, or a plan does not fit the cache."""
+
+
+class BusyError(RestKVError):
+    """Another call uses the model, or took its cache over."""
+
+
+class SessionFileError(RestKVError):
+    """A file of ours cannot be written, read or used here: which, why, and what to do."""
 
 
 class NativeError(RestKVError):

@@ -235,6 +235,29 @@ def track_native(native: NativeContext, track: Tracked, n: int, n_seen: int, tra
                 np.maximum(layer, np.where(newest > 0, first + newest - 1, layer), out=layer)
 
 
+def attended(native: NativeContext, n: int, n_seen: int, positions: I32) -> F64:
+    """Sum over layers and heads of the squared attention that the newest ``n`` queries paid at most.
+
+    Squares, because heads that look at one place say where an answer comes from, and those that look
+    everywhere do not.
+
+    Returns
+    -------
+    ndarray of shape (n_seen,), float64
+        For each token of the sequence, evicted ones 0.
+    """
+    received = np.zeros(n_seen)
+    nothing = np.empty((0, n), np.float32)
+    attention, _, _ = native.score(flags=_bindings.MAX, weights=nothing)
+    for layer, (most,) in zip(positions, attention, strict=True):
+        power = (
+            np.square(most, dtype=np.float64).reshape(len(layer), -1, layer.shape[1]).sum(axis=1)
+        )
+        present = layer >= 0
+        np.add.at(received, layer[present], power[present])
+    return received
+
+
 def observe_numpy(
     native: NativeContext,
     request: ObservationRequest,

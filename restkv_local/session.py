@@ -1,19 +1,44 @@
-"""A conversation: renders turns, reads only what is new, streams the answer, reports what the cache did."""
+"""A conversation: renders turns, reads only what is new, streams the answer, goes back, is kept on disk."""
 
 from __future__ import annotations
 
-import codecs
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restkv_local.chat_template import ChatTemplate, Message
-from restkv_local.engine import Progress
-from restkv_local.errors import InputError
+from restkv_local.config import Config
+from restkv_local.engine import Engine, Progress, Snapshot
+from restkv_local.errors import ConfigError, InputError, NativeError
+from restkv_local.fingerprint import fingerprint_model
+from restkv_local.guide import question_guide
+from restkv_local.model_file import kv_bytes_per_token
+from restkv_local.moments import Moment, Moments
+from restkv_local.native import library_stamp
+from restkv_local.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
+from restkv_local.session_file import (
+    RUNTIME,
+    SavedSession,
+    merge_settings,
+    read_session,
+    write_session,
+)
+from restkv_local.snapshot_file import tracked_kinds
+from restkv_local.text_stream import TextStream
+from restkv_local.turn import Attachment, Turn
+from restkv_local.types import F32
 
 if TYPE_CHECKING:
+    from restkv_local.documents import Document
     from restkv_local.llama import Llama
+
+OnProgress = Callable[[Progress], None]
+
+BY_SNAPSHOT = "by snapshot"
+READ_AGAIN = "all is read again with the next message"
 
 
 @dataclass(slots=True)
@@ -61,43 +86,68 @@ class ChatSession:
         The model. A new session takes its cache over and starts empty.
     system : str, optional
         System prompt; it is never evicted. Without one the template's own default counts, and is pinned too.
+    readings : ReadingCache, optional
+        Where a long first prompt is looked up before it is read, and kept afterwards.
+
+    Notes
+    -----
+    A bounded cache cannot be cut back: what was evicted for a turn is gone. So the cache is copied before
+    each turn and after the newest prompt while ``undo_mib`` allows, and going back means putting a copy in
+    place; without one the turns are read again, and the report says which of the two it was.
     """
 
-    def __init__(self, llama: Llama, *, system: str | None = None) -> None:
+    def __init__(
+        self, llama: Llama, *, system: str | None = None, readings: ReadingCache | None = None
+    ) -> None:
         self._llama = llama
-        self._engine = llama.engine
         self._native = llama.native
         self._template = ChatTemplate(self._native, llama.shape.name)
-        self._system: list[Message] = (
-            [{"role": "system", "content": system}] if system is not None else []
-        )
+        self._system = system
+        self._readings = readings
+        self._fingerprint = ""
+        self._moments = Moments(self._engine.config.undo_mib << 20)
+        self._opened = (0, 0, 0)  # what the cache was opened for
         self.report = TurnReport(llama.shape.name, llama.version)
-        self.messages: list[Message] = []
         self.clear()
+
+    @property
+    def _engine(self) -> Engine:
+        return self._llama.engine
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The conversation so far."""
+        return tuple(self._turns)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation so far as the template takes it."""
+        return _messages(self._system, self._turns)
 
     def clear(self) -> None:
         """Start over: no messages but the system prompt, no rows."""
-        self.messages = list(self._system)
-        self._text = ""  # what the cache holds, as text
+        self._turns: list[Turn] = []
+        self._moments.clear()
         self._llama.sampler.reset()
-        if self._engine.is_open:
-            self._engine.clear()
+        self._forget()
 
     def context(self) -> ContextView:
         """Return what the cache holds now."""
         kv = self._engine.kv_report() if self._engine.is_open else dict.fromkeys(_CONTEXT_KEYS, 0)
         return ContextView(
             n_pinned=self._engine.n_pinned,
-            n_turns=sum(message["role"] == "user" for message in self.messages),
+            n_turns=len(self._turns),
             **{key: kv[key] for key in _CONTEXT_KEYS},
         )
+
+    # Asking
 
     def send(
         self,
         text: str,
         *,
-        documents: Sequence[str] = (),
-        on_progress: Callable[[Progress], None] | None = None,
+        documents: Sequence[str | Document] = (),
+        on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """Ask; yields the answer piece by piece, ``report`` is complete afterwards.
 
@@ -105,7 +155,7 @@ class ChatSession:
         ----------
         text : str
             The question. With documents it is also what guides eviction.
-        documents : sequence of str
+        documents : sequence of str or Document
             Texts to read before the question.
         on_progress : callable, optional
             Called after each chunk of the prompt.
@@ -117,10 +167,83 @@ class ChatSession:
         KeyboardInterrupt
             On Ctrl-C, once the session is in order again: what was read and said so far stays.
         """
-        content = _join(text, documents)
-        return self._reply(content, text if text.strip() else content, on_progress)
+        return self._start(_Request(Turn(text, _attach(documents))), on_progress)
 
-    def prepare(self, text: str, *, documents: Sequence[str] = ()) -> tuple[list[int], int]:
+    def regenerate(self, *, on_progress: OnProgress | None = None) -> Iterator[str]:
+        """Answer the last question again with other draws; the earlier answer is forgotten.
+
+        Raises
+        ------
+        InputError
+            If nothing was asked yet.
+        """
+        turn = replace(self._last(), answer="", heard=None)
+        return self._start(_Request(turn, "answered again", replaces=True), on_progress)
+
+    def edit(self, text: str, *, on_progress: OnProgress | None = None) -> Iterator[str]:
+        """Ask the last question in other words, with the same documents; the earlier turn is forgotten.
+
+        Raises
+        ------
+        InputError
+            If nothing was asked yet, or there is nothing to read.
+        """
+        last = self._last()
+        turn = Turn(text, last.documents, n_drawn=last.n_drawn)
+        request = _Request(turn, "asked in other words", replaces=True, draws_anew=True)
+        return self._start(request, on_progress)
+
+    def reread(self, text: str = "", *, on_progress: OnProgress | None = None) -> Iterator[str]:
+        """Read the conversation and its documents again from the start, guided by a question, then answer it.
+
+        Parameters
+        ----------
+        text : str, optional
+            A new question. Without one the last question is answered anew, in place of its answer.
+        on_progress : callable, optional
+            Called after each chunk.
+
+        Raises
+        ------
+        InputError
+            If nothing was asked yet.
+        """
+        last = self._last()
+        new = bool(text.strip())
+        turn = Turn(text) if new else replace(last, answer="", heard=None)
+        request = _Request(turn, "guided by this question", replaces=not new, afresh=True)
+        return self._start(request, on_progress)
+
+    def undo(self, n: int = 1) -> str:
+        """Forget the last ``n`` turns.
+
+        Returns
+        -------
+        str
+            How: by snapshot, or that all is read again with the next message.
+
+        Raises
+        ------
+        InputError
+            If there are fewer turns.
+        """
+        if not 1 <= n <= len(self._turns):
+            raise InputError(f"there are {len(self._turns)} turns to undo; got {n}")
+        self._llama.sampler.n_drawn = self._turns[-n].n_drawn
+        del self._turns[-n:]
+        self._moments.cut(len(self._turns))
+        if not self._turns:
+            self._forget()
+            return "the conversation is empty again"
+        moment = self._moments.between(len(self._turns))
+        if moment is not None and self._restore(moment.snapshot, moment.text):
+            return BY_SNAPSHOT
+        self._forget()
+        return READ_AGAIN
+
+    def prepare(
+        self, text: str, *, documents: Sequence[str | Document] = ()
+    ) -> tuple[list[int], int]:
         """Tokenise a message as :meth:`send` would as the first one; nothing is read or remembered.
 
         Returns
@@ -135,56 +258,342 @@ class ChatSession:
         InputError
             If there is nothing to read.
         """
-        content = _join(text, documents)
-        rendered = self._template.render([*self._system, {"role": "user", "content": content}])
+        asked = {"role": "user", "content": Turn(text, _attach(documents)).content}
+        rendered = self._template.render([*_messages(self._system, ()), asked])
         return self._template.tokenize(rendered, first=True), self._count_pinned()
 
-    def _reply(
-        self, content: str, question: str, on_progress: Callable[[Progress], None] | None
-    ) -> Iterator[str]:
-        engine, counters = self._engine, self._engine.counters
-        self.report = report = TurnReport(self._llama.shape.name, self._llama.version)
-        rendered = self._template.render([*self.messages, {"role": "user", "content": content}])
-        first = not self._text
-        if not first and not rendered.startswith(self._text):
-            report.notes.append(
-                "the template rewrote earlier turns: the conversation was read again"
+    # Other rules
+
+    def set_budget(self, budget: int | str) -> str:
+        """Give every layer and KV head another number of rows; a smaller one is evicted to at once.
+
+        Returns
+        -------
+        str
+            How the conversation went on: by snapshot, or that all is read again with the next message.
+
+        Raises
+        ------
+        ConfigError
+            If it is no budget or does not fit the machine; nothing has changed then.
+        """
+        return self._reconfigure(replace(self._engine.config, budget=budget))
+
+    def set_policy(self, policy: str, allocation: str | None = None) -> str:
+        """Evict by other rules from now on.
+
+        Returns
+        -------
+        str
+            As :meth:`set_budget`; "from the next eviction on" where the open cache takes the rules.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such rule, or these two do not go together; nothing has changed then.
+        """
+        engine = self._engine
+        try:
+            engine.use(policy=policy, allocation=allocation)
+        except ConfigError:
+            # What this cache cannot take another may; what is wrong in itself is refused there too.
+            config = replace(
+                engine.config, policy=policy, allocation=allocation or engine.config.allocation
             )
-            first = True
-            engine.clear()
+            return self._reconfigure(config)
+        return "from the next eviction on"
+
+    def _reconfigure(self, config: Config) -> str:
+        old, renewed = self._engine, self._engine.renewed(config)
+        if not self._held():
+            self._native.release()
+            self._llama.engine = renewed
+            return "from the next message on"
+        text, way = self._text, BY_SNAPSHOT
+        with self._or_as_before() as before:
+            moved = self._put_in(renewed, self._opened, before, text)
+            if (
+                not moved
+                and before is not None
+                and before.rows.positions.shape[-1] > renewed.budget
+            ):
+                # Too many rows for the new cache: the old one chooses those that go there.
+                self._put_in(old, self._opened, before, text)
+                old.use(budget=renewed.budget)
+                old.evict()
+                way = f"{BY_SNAPSHOT}, evicted to {renewed.budget:,} rows"
+                moved = self._put_in(renewed, self._opened, self._snapshot(), text)
+        if moved:
+            return way
+        # What a policy wants to know of every query so far, older moments do not tell either.
+        self._moments.clear()
+        self._forget()
+        return READ_AGAIN
+
+    # On disk
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the model's file."""
+        if not self._fingerprint:
+            self._fingerprint = fingerprint_model(self._llama.shape.path)
+        return self._fingerprint
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation with its cache to a file; :meth:`load` goes on from there to the bit.
+
+        Raises
+        ------
+        SessionFileError
+            If it cannot be written; what was there is unchanged.
+        """
+        sampler = self._llama.sampler
+        saved = SavedSession(
+            model=self._llama.shape.name,
+            fingerprint=self.fingerprint,
+            library=library_stamp(),
+            config=self._engine.config,
+            system=self._system,
+            turns=self.turns,
+            text=self._held(),
+            opened=self._opened,
+            seed=sampler.seed,
+            n_drawn=sampler.n_drawn,
+            snapshot=self._snapshot(),
+        )
+        write_session(Path(path), saved)
+
+    def load(
+        self, session: str | Path | SavedSession, changes: Mapping[str, Any] | None = None
+    ) -> str:
+        """Go on with a conversation that :meth:`save` wrote; this one is forgotten.
+
+        Parameters
+        ----------
+        session : str, Path or SavedSession
+            The file, or what ``read_session`` made of it.
+        changes : mapping, optional
+            Fields of Config to go on with instead of the file's.
+
+        Returns
+        -------
+        str
+            How: by snapshot, or that all is read again with the next message, and why; empty without turns.
+
+        Raises
+        ------
+        SessionFileError
+            If the file cannot be used here. Nothing has changed then, nor with the next.
+        ConfigError
+            If a change does not fit the session, or the machine does not hold the cache.
+        """
+        saved = session if isinstance(session, SavedSession) else read_session(Path(session))
+        saved.check_model(self.fingerprint, self._llama.shape.name)
+        changes = {
+            name: value
+            for name, value in (changes or {}).items()
+            if str(value) != str(getattr(saved.config, name))  # a budget may be text
+        }
+        rules = {name: changes.pop(name) for name in _RULES if name in changes}
+        here = {name: getattr(self._engine.config, name) for name in RUNTIME}
+        config = Config(**{**here, **merge_settings(saved.config, changes)})
+        snapshot, why = saved.snapshot, ""
+        if snapshot is not None and saved.library != library_stamp():
+            snapshot, why = None, f": its cache was made by another library ({saved.library})"
+        kinds = tracked_kinds(snapshot) if snapshot is not None else ()
+        self._engine.renewed(replace(config, **rules))  # rules that cannot be are refused now
+        renewed = self._engine.renewed(config, kinds)
+        moved = False
+        with self._or_as_before():
+            if snapshot is None:
+                self._native.release()
+                self._llama.engine = renewed
+            else:
+                moved = self._put_in(renewed, saved.opened, snapshot, saved.text)
+        seed = changes.get("seed", -1)
+        self._use_sampling(config, saved.seed if seed < 0 else seed, saved.n_drawn)
+        self._system, self._turns, self._opened = saved.system, list(saved.turns), saved.opened
+        self._moments.clear()
+        if not moved:
+            self._forget()
+        ways = [BY_SNAPSHOT if moved else READ_AGAIN + why] if saved.turns else []
+        if rules.keys() & {"policy", "allocation"}:
+            policy = rules.get("policy", config.policy)
+            ways.append(f"rules: {self.set_policy(policy, rules.get('allocation'))}")
+        if "budget" in rules:
+            ways.append(f"budget: {self.set_budget(rules['budget'])}")
+        return "; ".join(ways)
+
+    def _use_sampling(self, config: Config, seed: int, n_drawn: int) -> None:
+        old = self._llama.sampler
+        self._llama.sampler = self._native.make_sampler(
+            temp=config.temp,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+            seed=seed,
+        )
+        self._llama.sampler.n_drawn = n_drawn
+        self._llama.config = config
+        old.close()
+
+    # The cache
+
+    def _forget(self) -> None:
+        """Drop every row; the turns stay and are read again with the next message."""
+        if self._engine.is_open:
+            self._engine.clear()
+        self._hold("")
+
+    def _hold(self, text: str) -> None:
+        """Note what the cache stands for now."""
+        self._text = text
+        self._counters = self._engine.counters  # whoever else fills this cache makes new ones
+
+    def _held(self) -> str:
+        """Return what the cache stands for: nothing, once somebody else has used it."""
+        if self._engine.counters is not self._counters:
             self._text = ""
-        tokens = self._template.tokenize(rendered[len(self._text) :], first=first)
-        if first:
-            engine.open(len(tokens), engine.config.n_predict, self._count_pinned())
-            counters = engine.counters
-        guide = self._guide(rendered, question)
-        seen, cached = counters.seen, round(engine.rows.mean)
+        return self._text
+
+    def _snapshot(self) -> Snapshot | None:
+        """Copy the cache; None if it is empty or of a kind that cannot be copied."""
+        if not self._held() or not self._engine.is_open:
+            return None
+        try:
+            return self._native.finish(self._engine.save)
+        except NativeError:  # layers with a sliding window have a cache of their own
+            return None
+
+    def _restore(self, snapshot: Snapshot, text: str) -> bool:
+        """Put a cache in place that stands for ``text``; False if the open one cannot take it."""
+        if tracked_kinds(snapshot) != self._engine.tracks:
+            return False
+
+        def restore() -> None:
+            self._engine.restore(snapshot)
+            self._hold(text)
+
+        try:
+            self._native.finish(restore)  # Ctrl-C must not come between the two
+        except NativeError:  # more rows than there is room for, or unequal ones
+            return False
+        return True
+
+    def _put_in(
+        self, engine: Engine, opened: tuple[int, int, int], snapshot: Snapshot | None, text: str
+    ) -> bool:
+        """Let another engine take over and go on from a snapshot; False if it cannot go on from that."""
+        self._native.release()
+        self._llama.engine = engine
+        engine.open(*opened)
+        return snapshot is not None and self._restore(snapshot, text)
+
+    @contextmanager
+    def _or_as_before(self) -> Iterator[Snapshot | None]:
+        """Put engine and cache back as they are if the block fails; yields the cache of now."""
+        engine, before, text = self._engine, self._snapshot(), self._text
+        was_open = engine.is_open
+        try:
+            yield before
+        except BaseException:
+            self._native.release()
+            self._llama.engine = engine
+            if was_open:
+                engine.open(*self._opened)
+            self._hold("")
+            if before is not None:
+                self._restore(before, text)
+            raise
+
+    def _keep_moment(self, n_turns: int, logits: F32 | None = None) -> Snapshot | None:
+        """Copy the cache for going back to it, where memory allows."""
+        config, engine = self._engine.config, self._engine
+        row = kv_bytes_per_token(self._llama.shape, config.type_k, config.type_v)
+        # Asked before it is copied: the cache of an unbounded policy may be most of the memory.
+        if not self._moments.takes(round(engine.rows.mean * row)):
+            return None
+        snapshot = self._snapshot()
+        if snapshot is not None:
+            self._moments.add(Moment(n_turns, self._text, snapshot, logits))
+        return snapshot
+
+    # Answering
+
+    def _last(self) -> Turn:
+        if not self._turns:
+            raise InputError("nothing was asked yet: ask first")
+        return self._turns[-1]
+
+    def _start(self, request: _Request, on_progress: OnProgress | None) -> Iterator[str]:
+        # An empty prompt is refused now, not with the first piece.
+        return self._reply(request, request.turn.content, on_progress)
+
+    def _reply(
+        self, request: _Request, content: str, on_progress: OnProgress | None
+    ) -> Iterator[str]:
+        self.report = report = TurnReport(self._llama.shape.name, self._llama.version)
+        turn, sampler = request.turn, self._llama.sampler
+        earlier = self._turns[:-1] if request.replaces else self._turns[:]
+        asked = {"role": "user", "content": content}
+        rendered = self._template.render([*_messages(self._system, earlier), asked])
+        if request.draws_anew:
+            sampler.n_drawn = turn.n_drawn
+        if not request.replaces:
+            turn = replace(turn, n_drawn=sampler.n_drawn)
+            self._keep_moment(len(earlier))
+        logits, way = self._rewind(rendered, request)
+        tokens = self._tokenize_rest(rendered)
+        if way:
+            report.notes.append(f"{way}, {len(tokens):,} tokens read")
+        if request.replaces and not request.draws_anew and self._engine.config.temp == 0:
+            report.notes.append("temp 0 draws nothing: the same cache answers the same")
+        guide = question_guide(self._native, self._engine.config, rendered, turn.guide)
+        key = None
+        if not self._text:
+            key = self._open(tokens, guide, is_first=not earlier and not request.afresh)
+            if key is not None and (found := self._find_reading(key, rendered)) is not None:
+                report.notes.append(f"read before: {len(tokens):,} tokens from the cache folder")
+                logits, tokens, key = found, [], None
+        engine = self._engine
+        seen, cached = engine.counters.seen, round(engine.rows.mean)
         answer: list[str] = []
+        kept: Snapshot | None = None
         start = answer_start = time.perf_counter()
         reading = True
         try:
-            engine.read(tokens, guide=guide, on_progress=on_progress)
+            if tokens:
+                engine.read(tokens, guide=guide, on_progress=on_progress)
+                self._hold(rendered)
             reading = False
+            if logits is None:
+                logits = self._native.logits().copy()
+                kept = self._keep_moment(len(earlier), logits)
+                if key is not None and kept is None:
+                    kept = self._snapshot()
             answer_start = time.perf_counter()
-            yield from self._generate(answer)
+            yield from self._generate(answer, logits)
         finally:
             end = time.perf_counter()
-            n_read = min(len(tokens), counters.seen - seen)
-            n_said = counters.seen - seen - n_read
+            n_new = engine.counters.seen - seen
+            n_read = min(len(tokens), n_new)
             report.response = "".join(answer)
             if reading:
                 answer_start = end
-                self._keep_partial_prompt(rendered, content, tokens[:n_read])
+                if n_read:
+                    self._hold(self._text)
+                    heard = self._hear(rendered, content, tokens[:n_read])
+                    self._turns = [*earlier, replace(turn, heard=heard)]
             else:
-                self.messages.append({"role": "user", "content": content})
-                self.messages.append({"role": "assistant", "content": report.response})
-                self._text = rendered + report.response
+                self._text += report.response
+                self._turns = [*earlier, replace(turn, answer=report.response)]
             report.usage = {
                 "prompt_tokens": seen + n_read,
-                "completion_tokens": n_said,
-                "total_tokens": seen + n_read + n_said,
+                "completion_tokens": n_new - n_read,
+                "total_tokens": seen + n_new,
             }
             prompt_s, answer_s = answer_start - start, end - answer_start
+            n_said = n_new - n_read
             report.timings = {
                 "prompt_n": n_read,
                 "prompt_ms": round(prompt_s * 1e3, 3),
@@ -195,67 +604,136 @@ class ChatSession:
                 "cache_n": cached,
             }
             report.kv = engine.kv_report()
+            if key is not None and kept is not None and logits is not None:
+                assert self._readings is not None
+                self._readings.store(key, Reading(kept, logits))
+
+    def _rewind(self, rendered: str, request: _Request) -> tuple[F32 | None, str]:
+        """Make the cache stand for a beginning of a prompt, the longest that can be had without reading.
+
+        Returns
+        -------
+        logits : ndarray or None
+            Of the prompt's last token, if the cache stands for all of it.
+        way : str
+            What was done, empty if the cache went on as it was.
+        """
+        text = self._held()
+        why = request.why
+        if not request.afresh:
+            if text and len(text) < len(rendered) and rendered.startswith(text):
+                return None, ""
+            why = why or ("the template rewrote earlier turns" if text else "")
+            moment = self._moments.longest(rendered)
+            if moment is not None and self._restore(moment.snapshot, moment.text):
+                return moment.logits, f"{why or 'taken up again'}: {BY_SNAPSHOT}"
+        self._forget()
+        if not text and not self._turns:
+            return None, ""
+        return None, ": ".join(part for part in (why, "the conversation was read again") if part)
+
+    def _open(self, tokens: list[int], guide: list[int], *, is_first: bool) -> str | None:
+        """Make the cache for a prompt; return what its reading is kept under, None if it is not kept."""
+        config = self._engine.config
+        self._opened = (len(tokens), config.n_predict, self._count_pinned())
+        self._engine.open(*self._opened)
+        if self._readings is None or not is_first or len(tokens) < MIN_TOKENS:
+            return None
+        return reading_key(
+            fingerprint=self.fingerprint,
+            library=library_stamp(),
+            config=config,
+            tracks=self._engine.tracks,
+            opened=self._opened,
+            tokens=tokens,
+            guide=guide,
+        )
+
+    def _find_reading(self, key: str, rendered: str) -> F32 | None:
+        """Put a kept reading in place; return the logits of its last token, None without one."""
+        assert self._readings is not None
+        reading = self._readings.load(key)
+        if reading is None or not self._restore(reading.snapshot, rendered):
+            return None
+        return reading.logits
+
+    def _tokenize_rest(self, rendered: str) -> list[int]:
+        """Return the tokens of a prompt that the cache does not stand for yet."""
+        rest = rendered[len(self._text) :]
+        return self._template.tokenize(rest, first=not self._text) if rest else []
 
     def _count_pinned(self) -> int:
-        pinned = self._template.pinned_text(self._system)
+        pinned = self._template.pinned_text(_messages(self._system, ()))
         return len(self._template.tokenize(pinned, first=True))
 
-    def _generate(self, answer: list[str]) -> Iterator[str]:
+    def _generate(self, answer: list[str], logits: F32) -> Iterator[str]:
         n_predict = self._engine.config.n_predict
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        stream = TextStream()
+        sampler = self._llama.sampler
         n_said = 0
         while n_predict < 0 or n_said < n_predict:
-            token = self._native.sample(self._llama.sampler)
+            # The first token's logits may come from a moment: no token was read after it.
+            token = self._native.sample(sampler) if n_said else sampler.draw(logits)
             if self._native.is_eog(token):
                 self.report.finish_reason = "stop"
                 break
             # In the cache before it is said: whoever stops listening leaves both in step.
             self._engine.step(token)
             n_said += 1
-            # A character may span tokens.
-            if piece := decoder.decode(self._native.piece(token)):
+            if piece := stream.feed(self._native.piece(token)):
                 answer.append(piece)
                 yield piece
         else:
             self.report.finish_reason = "length"
-        if rest := decoder.decode(b"", final=True):
+        if rest := stream.finish():
             answer.append(rest)
             yield rest
 
-    def _guide(self, rendered: str, question: str) -> list[int]:
-        config = self._engine.config
-        if config.guide == "off":
-            return []
-        if config.guide != "auto":
-            return self._native.tokenize(config.guide, add_special=False)[: config.n_guide]
-        # The template may trim the question: look for its core.
-        start = rendered.rfind(question.strip())
-        tokens = self._native.tokenize(rendered[start:] if start >= 0 else "", add_special=False)
-        if len(tokens) <= config.n_guide:
-            return tokens
-        # A long message has its question at either end.
-        half = config.n_guide // 2
-        return tokens[:half] + tokens[-(config.n_guide - half) :]
-
-    def _keep_partial_prompt(self, rendered: str, content: str, tokens: Sequence[int]) -> None:
-        """Put in the history what was read of a prompt that was stopped."""
-        if not tokens:
-            return
-        read = b"".join(self._native.piece(token, special=True) for token in tokens)
-        self._text += read.decode(errors="ignore")
+    def _hear(self, rendered: str, content: str, tokens: Sequence[int]) -> str:
+        """Note what was read of a prompt that was stopped; return the message as far as it was heard."""
+        rest, n = rendered[len(self._text) :].encode(), 0
+        for token in tokens:
+            piece = self._native.piece(token, special=True)
+            # A vocabulary puts a BOS before all and a space before words; a template need not know.
+            is_added = n == 0 and piece == self._template.bos.encode()
+            forms = (piece, piece.removeprefix(b" "), *([b""] if is_added else []))
+            said = next((form for form in forms if rest.startswith(form, n)), None)
+            if said is None:  # a vocabulary that writes some text in another way
+                self._forget()
+                return ""
+            n += len(said)
+        self._text += rest[:n].decode(errors="ignore")
         start = rendered.rfind(content.strip())
-        part = rendered[start : max(start, len(self._text))] if start >= 0 else ""
-        self.messages.append({"role": "user", "content": part})
-        self.messages.append({"role": "assistant", "content": ""})
+        return rendered[start : max(start, len(self._text))] if start >= 0 else ""
 
 
-def _join(text: str, documents: Sequence[str]) -> str:
-    """Put the documents before the question."""
-    if not text.strip() and not any(document.strip() for document in documents):
-        raise InputError("the prompt is empty: give a question, a document or both")
-    return "\n\n".join([*documents, text] if text.strip() else documents)
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A turn to answer: why not simply the next one, what of the last one goes, where reading begins."""
+
+    turn: Turn
+    why: str = ""
+    replaces: bool = False  # the last turn
+    draws_anew: bool = False  # as if the replaced turn had never been
+    afresh: bool = False  # from the start, whatever is in the cache
+
+
+def _attach(documents: Sequence[str | Document]) -> tuple[Attachment, ...]:
+    return tuple(
+        Attachment.of_text(one)
+        if isinstance(one, str)
+        else Attachment(one.name, one.text, one.sha256)
+        for one in documents
+    )
+
+
+def _messages(system: str | None, turns: Sequence[Turn]) -> list[Message]:
+    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, *(message for turn in turns for message in turn.messages)]
 
 
 _CONTEXT_KEYS = (
     "budget", "capacity", "kept", "seen", "evicted", "events", "bytes", "bytes_full",
 )  # fmt: skip
+# Rules of eviction: they may change while rows are there.
+_RULES = ("policy", "allocation", "budget")

@@ -85,6 +85,13 @@ def check_abi(library: Any, folder: Path) -> None:
         )
 
 
+def library_stamp() -> str:
+    """Return what must be equal for one library to take another's cache over: the pin and the ABI number."""
+    library = load()._lib
+    library.llama_restkv_pin.restype = ctypes.c_char_p
+    return f"{library.llama_restkv_pin().decode()}, ABI {library.llama_restkv_abi_version()}"
+
+
 def library_info() -> dict[str, Any]:
     """Return the facts a bug report needs.
 

@@ -104,7 +104,7 @@ class NativeContext:
         NativeError
             If the context or its pool cannot be made.
         """
-        self._free_context()
+        self.release()
         self._ctx = self._make_context(n_rows, n_slots, n_ring, n_ubatch, n_threads, type_k, type_v)
         self._memory = self._llama.llama_get_memory(self._ctx)
         self.capacity = self._restkv.capacity(self._ctx)
@@ -177,15 +177,17 @@ class NativeContext:
     def close(self) -> None:
         """Free the context, then the model; calling it again does nothing."""
         self._worker.shutdown(wait=True)
-        self._free_context()  # before its model
+        self.release()  # before its model
         if self._model:
             self._llama.llama_model_free(self._model)
             self._model = None
 
-    def _free_context(self) -> None:
+    def release(self) -> None:
+        """Free the context, rows and all; the model stays, for :meth:`open`."""
         if self._ctx:
             self._llama.llama_free(self._ctx)
             self._ctx = None
+        self.capacity = 0
 
     def _run(self, call: Callable[[], T]) -> T:
         """Run ``call`` on the worker; Ctrl-C stops it and is raised once the worker is idle again."""
@@ -263,6 +265,10 @@ class NativeContext:
         token = getattr(self._llama, f"llama_vocab_{name}")(self._vocab)
         return "" if token < 0 else self.piece(token, special=True).decode(errors="replace")
 
+    def special_token_id(self, name: str) -> int:
+        """Return the number of the ``bos``, ``eos`` or ``nl`` token, -1 if the vocabulary has none."""
+        return int(getattr(self._llama, f"llama_vocab_{name}")(self._vocab))
+
     # Decoding
 
     def decode(self, tokens: Sequence[int]) -> None:
@@ -301,13 +307,11 @@ class NativeContext:
 
     def sample(self, sampler: Sampler) -> int:
         """Draw the next token."""
-        return sampler.draw(self._ctx)
+        return sampler.draw(self.logits())
 
-    def make_sampler(
-        self, *, temp: float, top_k: int, top_p: float, min_p: float, seed: int
-    ) -> Sampler:
-        """Return a sampler of this library; close it after use."""
-        return Sampler(self._llama, temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    def make_sampler(self, **options: Any) -> Sampler:
+        """Return a :class:`Sampler` of this library and vocabulary with these options; close it after use."""
+        return Sampler(self._llama, self._vocab, **options)
 
     def remove_tail(self, n: int) -> None:
         """Remove the newest ``n`` rows, e.g. a probe."""

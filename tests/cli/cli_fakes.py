@@ -23,7 +23,7 @@ class FakeSession:
         self.report = SimpleNamespace(timings={}, to_json=lambda: {"timings": {}})
 
     def send(self, text, *, documents=(), on_progress=None):
-        self.sent.append((text, list(documents)))
+        self.sent.append((text, [getattr(one, "text", one) for one in documents]))
         self.is_closed = False
         answer = []
         reason = "stop"
@@ -122,8 +122,8 @@ def install(session):
     call = {}
 
     @contextmanager
-    def open_session(model, settings, *, system, verbose):
-        call.update(model=model, settings=settings, system=system, verbose=verbose)
+    def open_session(model, settings, **options):
+        call.update(model=model, settings=settings, **options)
         yield session
 
     chat_open, chat.open_session = chat.open_session, open_session

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fpdf import FPDF
 from restkv_local.cli import _input
 
 FAKE = str(Path(__file__).with_name("cli_fakes.py"))
@@ -106,6 +107,43 @@ def test_piped_bytes_that_are_no_text(run_cli):
     assert "offset 3" in line
 
 
+def make_pdf(*pages):
+    pdf = FPDF()
+    pdf.set_font("Helvetica", size=12)
+    for text in pages:
+        pdf.add_page()
+        pdf.cell(0, 10, text)
+    return bytes(pdf.output())
+
+
+def test_a_pdf_is_read_and_its_notes_go_to_stderr(run_cli, session, tmp_path):
+    file = tmp_path / "report.pdf"
+    file.write_bytes(make_pdf("Signed by Ada.", ""))
+    result = run_cli("model.gguf", "-f", file, "-p", "who?")
+    assert session.sent == [("who?", ["Signed by Ada."])]
+    assert result.out == "heard: who?\n"
+    note = f"note: {file}: page 2 holds no text (scanned?)\n"
+    assert note in result.err
+
+
+def test_a_page_on_stdin_is_read_by_its_content(run_cli, session):
+    run_cli("model.gguf", "-f", "-", "-p", "who?", stdin=b"<!doctype html><p>Signed<p>by Ada")
+    assert session.sent == [("who?", ["Signed\n\nby Ada"])]
+
+
+def test_a_prompt_that_is_markup_stays_as_it_is(run_cli, session):
+    run_cli("model.gguf", "-p", "what is wrong?", stdin="<html><p>a</div>")
+    assert session.sent == [("<html><p>a</div>\n\nwhat is wrong?", [])]
+
+
+def test_a_broken_document_is_refused_before_the_model_is_loaded(run_cli, tmp_path):
+    file = tmp_path / "report.docx"
+    file.write_bytes(b"PK\x03\x04 and no more")
+    result = run_cli("model.gguf", "-f", file, "-p", "why?")
+    assert "report.docx is broken" in only_error(result)
+    assert "model" not in result.call
+
+
 def test_a_missing_file(run_cli, tmp_path):
     result = run_cli("model.gguf", "-f", tmp_path / "none.txt", "-p", "why?")
     assert "no such file" in only_error(result)
@@ -122,10 +160,6 @@ def test_an_unreadable_file(run_cli, tmp_path):
     file.write_text("text", encoding="utf-8")
     file.chmod(0)
     assert "ermission" in only_error(run_cli("model.gguf", "-f", file, "-p", "why?"))
-
-
-def test_a_byte_order_mark_is_no_text():
-    assert _input.decode_text(b"\xef\xbb\xbfhello", "x") == "hello"
 
 
 def test_waiting_for_a_silent_pipe_is_said_aloud(monkeypatch, capsys):

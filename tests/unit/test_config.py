@@ -45,6 +45,7 @@ def test_defaults_are_the_documented_ones():
         "top_p": 0.95,
         "min_p": 0.05,
         "seed": -1,
+        "undo_mib": 1024,
         "n_threads": 0,
         "n_gpu_layers": 0,
         "type_k": "f16",

@@ -1,0 +1,464 @@
+"""Questions about documents: what is read, how often, and where each answer comes from."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from restkv_local.chat_template import ChatTemplate, Message
+from restkv_local.config import DEFAULTS
+from restkv_local.documents import Document, parse_document, read_document
+from restkv_local.engine import Progress
+from restkv_local.errors import ConfigError, InputError, NativeError
+from restkv_local.fingerprint import fingerprint_model
+from restkv_local.generation import generate
+from restkv_local.guide import question_guide
+from restkv_local.native import library_stamp
+from restkv_local.passages import Passage, TokenMap, find_passages
+from restkv_local.reading_cache import Reading, ReadingCache, reading_key
+from restkv_local.types import F32, F64
+
+if TYPE_CHECKING:
+    from restkv_local.engine import Engine
+    from restkv_local.llama import Llama
+
+Mode = Literal["auto", "per-question", "shared", "ingest"]
+MODES: Final = ("auto", "per-question", "shared", "ingest")
+
+OnProgress = Callable[[Progress], None]
+
+# Reads without a question: what it takes to repeat the text serves whatever is asked about it.
+INGEST_POLICY: Final = "kvzip"
+INGEST_ALLOCATION: Final = "global"
+
+_FILE_NAME: Final = re.compile(
+    r"\S{1,250}\.(txt|md|markdown|html?|xhtml|pdf|docx|epub)", re.IGNORECASE
+)
+
+# Answer tokens whose attention is summed at once, for the passages.
+_N_LOOKED: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingReport:
+    """What reading the documents took. ``kept``: rows of a layer and KV head on average."""
+
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float
+    from_cache: bool
+    kv: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question and what came of it.
+
+    Attributes
+    ----------
+    question, response : str
+    finish_reason : str
+        ``"stop"``, ``"length"`` or ``"cancelled"``.
+    mode : str
+        How the documents were read for it.
+    passages : tuple of Passage
+        Where the answer looked, most attention first.
+    timings, kv : dict
+        As in the report of a chat turn; ``prompt_n`` counts what was read for this question alone.
+    notes : tuple of str
+        What a person must know.
+    """
+
+    question: str
+    response: str
+    finish_reason: str
+    mode: str
+    passages: tuple[Passage, ...]
+    timings: dict[str, float]
+    kv: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``--json`` prints."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A question's prompt: what every question's begins with, the rest, and what guides eviction."""
+
+    before: list[int]
+    after: list[int]
+    guide: list[int]
+
+
+class DocumentReader:
+    """Documents in a bounded cache, and answers to questions about them.
+
+    Parameters
+    ----------
+    llama : Llama
+        The model; the reader takes its cache over until it is closed.
+    documents : sequence of Document
+        Read in this order, whole.
+    mode : {"auto", "per-question", "shared", "ingest"}
+        ``"per-question"`` reads all again for each question, which says at every eviction what matters:
+        most exact. ``"shared"`` reads once, and all questions together say it. ``"ingest"`` reads once
+        without any: by kvzip with the allocation global, unless the model was given another policy.
+        ``"auto"`` is the first for one question, the second for several, the third for none.
+    questions : sequence of str
+        Those known from the start.
+    system : str, optional
+        System prompt; it is never evicted.
+    readings : ReadingCache, optional
+        Where a reading is looked up before it is made, and kept afterwards.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to read, or a question is empty.
+    ConfigError
+        If the mode is unknown or does not fit the questions.
+    """
+
+    def __init__(
+        self,
+        llama: Llama,
+        documents: Sequence[Document],
+        *,
+        mode: str = "auto",
+        questions: Sequence[str] = (),
+        system: str | None = None,
+        readings: ReadingCache | None = None,
+    ) -> None:
+        self.mode = choose_mode(mode, len(questions))
+        self.reading: ReadingReport | None = None
+        self.answer: Answer | None = None
+        if not any(document.text.strip() for document in documents):
+            raise InputError("there is nothing to read: give a document that holds text")
+        for question in questions:
+            _check_question(question)
+        self._llama = llama
+        self._documents = tuple(documents)
+        self._questions = tuple(questions)
+        self._messages: list[Message] = [] if system is None else [_message("system", system)]
+        self._template = ChatTemplate(llama.native, llama.shape.name)
+        self._readings = readings
+        self._fingerprint = ""
+        self._kept: Reading | None = None
+        self._before = self._common_tokens()
+        self._old = llama.engine
+        self._take_over()
+
+    def _take_over(self) -> None:
+        config = self._old.config
+        asked_for_nothing = (config.policy, config.allocation) == (
+            DEFAULTS.policy,
+            DEFAULTS.allocation,
+        )
+        if self.mode == "ingest" and asked_for_nothing:
+            config = replace(config, policy=INGEST_POLICY, allocation=INGEST_ALLOCATION)
+        if self.mode == "shared" and config.guide == "auto":
+            n_guide = len(self._shared_guide())
+            if n_guide > config.n_ubatch:
+                raise ConfigError(
+                    f"mode 'shared' reads all questions as one probe of at most n_ubatch={config.n_ubatch}"
+                    f" tokens; these are {n_guide}: ask in groups, or with mode 'per-question'"
+                )
+            config = replace(config, n_guide=max(config.n_guide, n_guide))
+        self._llama.native.release()
+        self._llama.engine = self._old.renewed(config)
+
+    def close(self) -> None:
+        """Forget the documents and give the model its own settings back."""
+        self._llama.native.release()
+        self._llama.engine = self._old
+
+    def __enter__(self) -> DocumentReader:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Forget the documents."""
+        self.close()
+
+    @property
+    def _engine(self) -> Engine:
+        return self._llama.engine
+
+    def read(self, *, on_progress: OnProgress | None = None) -> ReadingReport | None:
+        """Read the documents, where one reading serves all questions; otherwise do nothing.
+
+        Raises
+        ------
+        CacheFullError
+            If nothing may be evicted and the text does not fit.
+        KeyboardInterrupt
+            On Ctrl-C.
+        """
+        if self.mode == "per-question":
+            return None
+        guide = self._shared_guide() if self.mode == "shared" else []
+        logits, report = self._read(self._before, guide, on_progress)
+        try:
+            self._kept = Reading(self._engine.save(), logits)
+        except NativeError:  # layers with a sliding window have a cache of their own
+            self._kept = None
+        self.reading = report
+        return report
+
+    def ask(self, question: str, *, on_progress: OnProgress | None = None) -> Iterator[str]:
+        """Yield the answer piece by piece; ``answer`` is complete afterwards.
+
+        Raises
+        ------
+        InputError
+            If the question is empty.
+        KeyboardInterrupt
+            On Ctrl-C; ``answer`` holds what was said so far.
+        """
+        _check_question(question)
+        return self._answer(question, on_progress)
+
+    def _answer(self, question: str, on_progress: OnProgress | None) -> Iterator[str]:
+        prompt = self._prompt(question)
+        notes = []
+        start = time.perf_counter()
+        if self.mode == "per-question":
+            logits, reading = self._read([*prompt.before, *prompt.after], prompt.guide, on_progress)
+            n_read = reading.prompt_n
+            if reading.from_cache:
+                notes.append(f"read before: {n_read:,} tokens from the cache folder")
+        else:
+            n_read = self._go_back(prompt, notes, on_progress)
+            self._engine.read(prompt.after, guide=prompt.guide, on_progress=on_progress)
+            n_read += len(prompt.after)
+            logits = self._llama.native.logits().copy()
+        n_prompt, answer_start = self._engine.counters.seen, time.perf_counter()
+        attention = np.zeros(0)
+        n_looked = n_prompt
+        said: list[str] = []
+        finish_reason = "cancelled"
+        try:
+            stream = generate(self._llama, logits)
+            while True:
+                try:
+                    piece = next(stream)
+                except StopIteration as end:
+                    finish_reason = end.value
+                    break
+                said.append(piece)
+                if self._engine.counters.seen - n_looked >= _N_LOOKED:
+                    attention, n_looked = self._look(attention, n_looked)
+                yield piece
+        finally:
+            end_time = time.perf_counter()
+            attention, _ = self._look(attention, n_looked)
+            tokens = TokenMap([*self._pieces(prompt)], self._documents)
+            n_said = self._engine.counters.seen - n_prompt
+            prompt_s, answer_s = answer_start - start, end_time - answer_start
+            self.answer = Answer(
+                question=question,
+                response="".join(said),
+                finish_reason=finish_reason,
+                mode=self.mode,
+                passages=find_passages(attention, tokens),
+                timings={
+                    "prompt_n": n_read,
+                    "prompt_ms": round(prompt_s * 1e3, 3),
+                    "prompt_per_second": round(n_read / prompt_s, 3),
+                    "predicted_n": n_said,
+                    "predicted_ms": round(answer_s * 1e3, 3),
+                    "predicted_per_second": round(n_said / answer_s, 3) if answer_s else 0.0,
+                },
+                kv=self._engine.kv_report(),
+                notes=tuple(notes),
+            )
+
+    def _go_back(self, prompt: _Prompt, notes: list[str], on_progress: OnProgress | None) -> int:
+        """Put the reading in place that all questions share; return tokens read for it."""
+        if self.reading is None:
+            self.read(on_progress=on_progress)
+        elif self._kept is not None:
+            self._engine.restore(self._kept.snapshot)
+        else:
+            notes.append("this model's cache cannot be copied: the documents were read again")
+            self.read(on_progress=on_progress)
+            return len(prompt.before)
+        return 0
+
+    def _read(
+        self, tokens: list[int], guide: list[int], on_progress: OnProgress | None
+    ) -> tuple[F32, ReadingReport]:
+        engine = self._engine
+        config = engine.config
+        n_answer = config.n_ubatch if config.n_predict < 0 else config.n_predict
+        # A question that is not known yet needs rows too, where none are freed for it.
+        opened = (len(tokens), n_answer + config.n_ubatch, self._count_pinned())
+        engine.open(*opened)
+        engine.clear()
+        start = time.perf_counter()
+        key, kept = None, None
+        if self._readings is not None:
+            key = reading_key(
+                fingerprint=self._model_fingerprint(),
+                library=library_stamp(),
+                config=config,
+                tracks=engine.tracks,
+                opened=opened,
+                tokens=tokens,
+                guide=[*guide, int(self.mode == "ingest")],
+            )
+            kept = self._readings.load(key)
+        if kept is not None:
+            engine.restore(kept.snapshot)
+            logits = kept.logits
+        else:
+            engine.read(tokens, guide=guide, on_progress=on_progress)
+            logits = self._llama.native.logits().copy()
+            # Kept for whatever will be asked: it is the budget that was promised.
+            if self.mode == "ingest" and engine.policy.evicts and engine.rows.mean > engine.budget:
+                engine.evict()
+            if key is not None:
+                self._store(key, logits)
+        seconds = time.perf_counter() - start
+        report = ReadingReport(
+            len(tokens),
+            round(seconds * 1e3, 3),
+            round(len(tokens) / seconds, 3),
+            kept is not None,
+            engine.kv_report(),
+        )
+        return logits, report
+
+    def _store(self, key: str, logits: F32) -> None:
+        assert self._readings is not None
+        try:
+            self._readings.store(key, Reading(self._engine.save(), logits))
+        except NativeError:  # layers with a sliding window have a cache of their own
+            return
+
+    def _model_fingerprint(self) -> str:
+        if not self._fingerprint:
+            self._fingerprint = fingerprint_model(self._llama.shape.path)
+        return self._fingerprint
+
+    def _render(self, question: str) -> str:
+        texts = [document.text for document in self._documents]
+        if len(texts) > 1:
+            texts = [f"{one.name}:\n\n{one.text}" for one in self._documents]
+        content = "\n\n".join([*texts, question.strip()])
+        return self._template.render([*self._messages, _message("user", content)])
+
+    def _common_tokens(self) -> list[int]:
+        """Tokens that every prompt begins with: a question's first letter may join the token before it."""
+        one, other = (self._template.tokenize(self._render(q), first=True) for q in ("Why", "0"))
+        return [
+            a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+        ]
+
+    def _prompt(self, question: str) -> _Prompt:
+        rendered, n = self._render(question), len(self._before)
+        tokens = self._template.tokenize(rendered, first=True)
+        if tokens[:n] != self._before:
+            # A letter that joins what precedes it in a way of its own is read apart from it.
+            split = rendered.rindex(question.strip())
+            tokens = [*self._before, *self._template.tokenize(rendered[split:], first=False)]
+        guide = question_guide(self._llama.native, self._engine.config, rendered, question)
+        return _Prompt(tokens[:n], tokens[n:], guide)
+
+    def _shared_guide(self) -> list[int]:
+        """Tokens of all questions, and what the template puts after one."""
+        native, config = self._llama.native, self._llama.engine.config
+        if config.guide != "auto":
+            return question_guide(native, config, "", "")
+        last = self._template.render([*self._messages, _message("user", self._questions[-1])])
+        tail = last[last.rindex(self._questions[-1].strip()) + len(self._questions[-1].strip()) :]
+        text = "\n".join(question.strip() for question in self._questions)
+        return native.tokenize(text + tail, add_special=False)
+
+    def _count_pinned(self) -> int:
+        pinned = self._template.pinned_text(self._messages)
+        return len(self._template.tokenize(pinned, first=True))
+
+    def _look(self, attention: F64, n_looked: int) -> tuple[F64, int]:
+        """Add what the newest tokens looked at."""
+        n_seen = self._engine.counters.seen
+        if n_seen == n_looked:
+            return attention, n_looked
+        newest = self._engine.attended(n_seen - n_looked)
+        newest[: len(attention)] += attention
+        return newest, n_seen
+
+    def _pieces(self, prompt: _Prompt) -> Iterator[bytes]:
+        native = self._llama.native
+        return (native.piece(token, special=True) for token in [*prompt.before, *prompt.after])
+
+
+def ask(
+    llama: Llama,
+    document: str | Path | Document | Sequence[str | Path | Document],
+    questions: str | Sequence[str],
+    *,
+    mode: str = "auto",
+    system: str | None = None,
+    readings: ReadingCache | None = None,
+    on_progress: OnProgress | None = None,
+) -> Generator[Answer, None, None]:
+    """Answer questions about documents; see :meth:`restkv_local.Llama.ask`."""
+    if isinstance(questions, str):
+        questions = [questions]
+    many = [document] if isinstance(document, (str, Path, Document)) else list(document)
+    documents = [_document(one) for one in many]
+    with DocumentReader(
+        llama, documents, mode=mode, questions=questions, system=system, readings=readings
+    ) as reader:
+        for question in questions:
+            for _ in reader.ask(question, on_progress=on_progress):
+                pass
+            assert reader.answer is not None, "the stream has ended"
+            yield reader.answer
+
+
+def choose_mode(mode: str, n_questions: int) -> str:
+    """Return the mode that ``"auto"`` stands for.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such mode, or it needs a question.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"mode must be one of {', '.join(MODES)}; got mode={mode!r}")
+    if mode == "auto":
+        return "ingest" if n_questions == 0 else "per-question" if n_questions == 1 else "shared"
+    if mode == "shared" and n_questions == 0:
+        raise ConfigError(
+            "mode 'shared' reads with the questions in mind: give them, or use 'ingest'"
+        )
+    return mode
+
+
+def _document(one: str | Path | Document) -> Document:
+    """Take a Path as a file, a string as a text, but for one that is nothing but a file's name."""
+    if isinstance(one, Document):
+        return one
+    if isinstance(one, Path) or _FILE_NAME.fullmatch(one):
+        return read_document(one)
+    return parse_document(one.encode(), "text")
+
+
+def _check_question(question: str) -> None:
+    if not question.strip():
+        raise InputError("a question is empty: give each one as -q TEXT")
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}

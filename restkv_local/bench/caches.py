@@ -1,0 +1,129 @@
+"""Turns what a user wants compared into columns: one cache and its options each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from restkv_local.allocators.registry import make_allocator
+from restkv_local.bench import REFERENCES
+from restkv_local.catalogue import list_servable
+from restkv_local.config import DEFAULTS, Config
+from restkv_local.errors import ConfigError
+from restkv_local.policies.registry import make_policy
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """One column.
+
+    Attributes
+    ----------
+    name : str
+        Its heading.
+    options : mapping
+        Fields of Config.
+    shifts : bool
+        Whether it forgets as llama.cpp's context shift does: when the next tokens have no room, the older half
+        of what follows the first ``n_sink`` goes, and the rest is renumbered. Here half of the capacity stays
+        while reading; while writing, a chunk goes, and only when not even one row is left.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shifts: bool = False
+
+
+def choose_caches(
+    *,
+    references: Sequence[str] = REFERENCES,
+    policies: Sequence[str] = (DEFAULTS.policy,),
+    allocations: Sequence[str] = (DEFAULTS.allocation,),
+    budgets: Sequence[int | str] = (DEFAULTS.budget,),
+    **options: Any,
+) -> list[Cache]:
+    """Return the columns: the references, then every policy with every allocation at every budget.
+
+    Parameters
+    ----------
+    references : sequence of {"full", "q8_0", "shift", "none"}
+        The whole cache in f16 and in q8_0; llama.cpp's context shift with the rows of each budget.
+    policies, allocations : sequence of str
+        Names in the registries.
+    budgets : sequence of int or str
+        As ``Config.budget`` has them.
+    **options
+        Other fields of Config, for all columns. ``type_k`` and ``type_v`` leave the whole caches alone.
+
+    Returns
+    -------
+    list of Cache
+        Each name once. Ratios refer to the first.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown, an option out of bounds, a policy evicts nothing, or an allocation cannot split
+        its rows.
+    """
+    _check_names(references, policies, allocations)
+    stored = {name: options.pop(name, "f16") for name in ("type_k", "type_v")}
+    kinds = "" if set(stored.values()) == {"f16"} else f" {stored['type_k']}/{stored['type_v']}"
+    bounded = options | stored
+    caches = []
+    if "full" in references:
+        caches.append(Cache("full", options | _WHOLE))
+    if "q8_0" in references:
+        caches.append(Cache("full q8_0", options | _WHOLE | {"type_k": "q8_0", "type_v": "q8_0"}))
+    if "shift" in references:
+        # The policy that keeps first and newest tokens; the bench gives it the half to keep.
+        shift = bounded | {"policy": "streamingllm"}
+        caches += [
+            Cache(f"shift {budget}{kinds}", shift | {"budget": budget}, shifts=True)
+            for budget in budgets
+        ]
+    for policy in policies:
+        for allocation in allocations:
+            split = "" if allocation == DEFAULTS.allocation else f" {allocation}"
+            caches += [
+                Cache(
+                    f"{policy}{split} {budget}{kinds}",
+                    bounded | {"policy": policy, "allocation": allocation, "budget": budget},
+                )
+                for budget in budgets
+            ]
+    for cache in caches:
+        Config(**cache.options)
+    return list({cache.name: cache for cache in caches}.values())
+
+
+# Without eviction positions stay as they are, and the budget only says how many rows there are at least.
+_WHOLE: Final = {
+    "policy": "full",
+    "positions": "auto",
+    "budget": DEFAULTS.n_sink + DEFAULTS.n_recent + 1,
+}
+
+
+def _check_names(
+    references: Sequence[str], policies: Sequence[str], allocations: Sequence[str]
+) -> None:
+    """Refuse what could not be measured, before anything is."""
+    for name in references:
+        if name not in (*REFERENCES, "none"):
+            raise ConfigError(
+                f"reference must be one of {', '.join(REFERENCES)}, none; got {name!r}"
+            )
+    for name in policies:
+        if not make_policy(name).evicts:
+            raise ConfigError(f"policy={name!r} evicts nothing: ask for it as a reference instead")
+    for allocation in allocations:
+        make_allocator(allocation)
+        refused = set(list_servable(allocation)[1])
+        for name in policies:
+            if name in refused:
+                raise ConfigError(
+                    f"allocation={allocation!r} splits by attention that policy={name!r} does not"
+                    " observe; leave one of them out"
+                )

@@ -1,0 +1,149 @@
+"""One cell of the table: one cache at one depth, measured in this process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from restkv_local.bench import N_GEN, N_PROMPT
+from restkv_local.bench.profile import Profile
+from restkv_local.bench.text import QUESTION, tokenize_text
+from restkv_local.config import DEFAULTS
+from restkv_local.engine import Engine
+from restkv_local.llama import Llama
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """What is measured.
+
+    Attributes
+    ----------
+    model : str
+        A GGUF file, or "demo".
+    options : mapping
+        Fields of Config; ``guide`` says by which question rows are chosen, "auto" by one of our own.
+    shifts : bool
+        Whether the cache forgets by context shift, see :class:`~restkv_local.bench.caches.Cache`.
+    depth : int
+        Tokens read before.
+    n_prompt, n_gen : int
+        Tokens read then (pp), and written one by one (tg).
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    depth: int
+    shifts: bool = False
+    n_prompt: int = N_PROMPT
+    n_gen: int = N_GEN
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """Read, read on, go back, write; all tokens are text, none is sampled.
+
+    Parameters
+    ----------
+    cell : Cell
+        What is measured.
+
+    Returns
+    -------
+    dict
+        - ``ttft_s``: seconds from the first of ``depth`` tokens to the logits after the last, model loaded and
+          warm; None at depth 0. ``pp_s``, ``tg_s``: seconds of the tokens after them; an eviction that falls
+          into them counts. Behind a text longer than the budget one falls into the first step of tg; a long
+          answer meets one in ``n_ubatch`` tokens. ``step_ms``: median of tg's single steps.
+        - ``events``, ``score_ms``, ``compact_ms``, ``guide_ms``: the engine's counters after ``depth`` tokens.
+        - ``reading``, ``writing``: seconds by :data:`~restkv_local.bench.profile.PARTS`, of TTFT and of tg.
+        - ``rows``: rows attended to while writing, mean over steps, layers and KV heads. ``budget``,
+          ``capacity``: rows. ``kv_bytes``: K and V as allocated, with room for the longer of pp and tg.
+    """
+    with Llama(cell.model, **cell.options) as llama:
+        engine = llama.engine
+        n_ubatch = engine.config.n_ubatch
+        text = tokenize_text(llama.native, cell.depth + max(cell.n_prompt, cell.n_gen, n_ubatch))
+        prompt, rest = text[: cell.depth], text[cell.depth :]
+        guide = _tokenize_guide(llama) if engine.policy.evicts and not cell.shifts else []
+        profile = Profile(llama.native)
+
+        engine.open(cell.depth, max(cell.n_prompt, cell.n_gen), 0)
+        budget = engine.budget
+        # Pages of weights and threads: as llama-bench does, and as the second prompt of a session finds them.
+        engine.read(text[:n_ubatch])
+        engine.step(text[0])
+        engine.clear()
+        if cell.shifts:
+            engine.use(budget=_shifted(engine))
+
+        profile.start()
+        start = time.perf_counter()
+        engine.read(prompt, guide=guide)
+        ttft_s = time.perf_counter() - start if prompt else None
+        reading = profile.stop()
+        counters = replace(engine.counters)
+
+        start = time.perf_counter()
+        engine.read(rest[: cell.n_prompt], guide=guide)
+        pp_s = time.perf_counter() - start
+
+        _go_back(engine, prompt, guide, cell.n_prompt, n_events=counters.events)
+        if cell.shifts:
+            # While writing, shift only when no room at all is left.
+            engine.use(budget=engine.capacity - n_ubatch)
+        steps, rows = [], []
+        profile.start()
+        for token in rest[: cell.n_gen]:
+            start = time.perf_counter()
+            engine.step(token)
+            steps.append(time.perf_counter() - start)
+            rows.append(engine.rows.mean)
+        writing = profile.stop()
+        return {
+            "ttft_s": ttft_s,
+            "pp_s": pp_s,
+            "tg_s": sum(steps),
+            "step_ms": statistics.median(steps) * 1e3,
+            "events": counters.events,
+            "score_ms": counters.score_ms,
+            "compact_ms": counters.compact_ms,
+            "guide_ms": counters.guide_ms,
+            "reading": reading,
+            "writing": writing,
+            "rows": statistics.fmean(rows),
+            "budget": budget,
+            "capacity": engine.capacity,
+            "kv_bytes": engine.kv_report()["bytes"],
+        }
+
+
+def _tokenize_guide(llama: Llama) -> list[int]:
+    guide = llama.config.guide
+    if guide == "off":
+        return []
+    question = QUESTION if guide == DEFAULTS.guide else guide
+    return llama.native.tokenize(question, add_special=False)
+
+
+def _shifted(engine: Engine) -> int:
+    """Rows that a context shift leaves of a full cache."""
+    n_sink = engine.config.n_sink
+    return n_sink + (engine.capacity - n_sink) // 2
+
+
+def _go_back(
+    engine: Engine, prompt: list[int], guide: list[int], n_read: int, *, n_events: int
+) -> None:
+    """Bring the cache back to where the prompt ended, ``n_read`` tokens ago, as far as that makes a difference."""
+    if not engine.policy.evicts:
+        engine.native.remove_tail(n_read)
+        engine.rows.drop_tail(n_read)
+        engine.counters.seen -= n_read
+    elif n_events == 0:
+        # Nothing had been evicted: the prompt is short, or memory is large.
+        engine.clear()
+        engine.read(prompt, guide=guide)
+    # Else the cache has as many rows as ever, and how many tokens it saw before costs nothing.

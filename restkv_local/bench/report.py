@@ -1,0 +1,207 @@
+"""Writes a run as Markdown, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from restkv_local.bench.caches import Cache
+from restkv_local.bench.ceiling import Ceiling, find_ceilings
+from restkv_local.bench.figures import Figure, summarise
+from restkv_local.bench.log import Sample
+from restkv_local.bench.profile import PARTS
+
+_PHASES: Final = {"reading": "ttft", "writing": "tg"}
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """A run, ready to be written.
+
+    Attributes
+    ----------
+    metadata : mapping
+        See :func:`~restkv_local.bench.metadata.collect_metadata`; with ``n_prompt`` and ``n_gen``.
+    caches : sequence of Cache
+        The columns.
+    samples : sequence of Sample
+        The cells.
+    """
+
+    metadata: Mapping[str, Any]
+    caches: Sequence[Cache]
+    samples: Sequence[Sample]
+
+    @property
+    def names(self) -> list[str]:
+        """The columns' headings."""
+        return [cache.name for cache in self.caches]
+
+    def figures(self) -> list[Figure]:
+        """Return the medians."""
+        n_prompt, n_gen = self.metadata["n_prompt"], self.metadata["n_gen"]
+        return summarise(self.samples, self.names, n_prompt=n_prompt, n_gen=n_gen)
+
+    def ceilings(self) -> list[Ceiling]:
+        """Return what writing could gain at best in columns that store rows as the whole cache does."""
+        like = [c.name for c in self.caches if c.options.get("type_k", "f16") == "f16"]
+        return find_ceilings(self.samples, like, n_gen=self.metadata["n_gen"])
+
+    def commits(self) -> list[str]:
+        """Return the commits that measured, each once."""
+        return list(dict.fromkeys(s.commit for s in self.samples if s.commit is not None))
+
+    def errors(self) -> list[str]:
+        """Return a line for each cell that could not be measured."""
+        lines = (f"{s.cache} @ d{s.depth}: {s.error}" for s in self.samples if s.error is not None)
+        return list(dict.fromkeys(lines))
+
+    def profile(self, phase: str) -> dict[str, dict[str, float]]:
+        """Return the median seconds of each part at the greatest depth, by column.
+
+        Parameters
+        ----------
+        phase : {"reading", "writing"}
+            Time to first token, or tg.
+        """
+        parts: dict[str, dict[str, float]] = {}
+        for name in self.names:
+            cells = [s for s in self.samples if s.cache == name and s.result is not None]
+            deepest = max((cell.depth for cell in cells), default=0)
+            found = [c.result[phase] for c in cells if c.result and c.depth == deepest]
+            if found:
+                parts[name] = {part: statistics.median(f[part] for f in found) for part in PARTS}
+        return parts
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``restkv bench --json`` prints."""
+        return {
+            "metadata": {**self.metadata, "commits": self.commits()},
+            "caches": [asdict(cache) for cache in self.caches],
+            "figures": [asdict(figure) for figure in self.figures()],
+            "ceilings": [asdict(ceiling) for ceiling in self.ceilings()],
+            "profile": {phase: self.profile(phase) for phase in _PHASES},
+            "errors": self.errors(),
+            "samples": [asdict(sample) for sample in self.samples],
+        }
+
+    def to_csv(self) -> str:
+        """Return one line for each figure, with a line of names first."""
+        fields = ("cache", "test", "unit", "depth", "median", "mad", "n", "ratio")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(figure) for figure in self.figures())
+        return text.getvalue()
+
+    def to_markdown(self, *, with_profile: bool = False) -> str:
+        """Return what was measured, on what, and tables."""
+        parts = [describe_run(self.metadata, self.commits()), _figures_table(self)]
+        if with_profile:
+            parts += [_profile_table(self, phase) for phase in _PHASES]
+            parts.append(_ceilings_table(self.ceilings()))
+        if errors := self.errors():
+            parts.append("\n".join(f"- not measured: {line}" for line in errors))
+        return "\n\n".join(part for part in parts if part)
+
+
+def describe_run(metadata: Mapping[str, Any], commits: Sequence[str]) -> str:
+    """Say in three lines what was measured, with which software, on what."""
+    size = metadata["model_bytes"] / 2**20
+    commit = f", commit {', '.join(commits)}" if commits else ""
+    return "\n".join(
+        [
+            f"- model: {metadata['model']} ({metadata['architecture']}, {metadata['quantisation']},"
+            f" {size:,.0f} MiB)",
+            f"- machine: {', '.join(metadata['devices'])}; {metadata['n_threads']} of"
+            f" {metadata['cpu_count']} cores, {metadata['memory_gib']} GiB, {metadata['system']}",
+            f"- software: restkv-local {metadata['version']}{commit}, llama.cpp of {metadata['llama_cpp']}",
+        ]
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, n_left: int = 1) -> str:
+    """Write a table; its first ``n_left`` columns hold words, the others numbers."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    ruler = "|" + "---|" * n_left + "---:|" * (len(head) - n_left)
+    return "\n".join([line(head), ruler, *map(line, rows)])
+
+
+def _figures_table(report: BenchReport) -> str:
+    rows: dict[tuple[str, str], dict[str, Figure]] = {}
+    for figure in report.figures():
+        rows.setdefault((figure.row, figure.unit), {})[figure.cache] = figure
+    if not rows:
+        return ""
+    table = _table(
+        ["test", "unit", *report.names],
+        (
+            [
+                row,
+                unit,
+                *(_show(figures.get(name), name == report.names[0]) for name in report.names),
+            ]
+            for (row, unit), figures in rows.items()
+        ),
+        n_left=2,
+    )
+    n = max(figure.n for figure in report.figures())
+    rounds = f"Median of {n} round{'s' if n > 1 else ''} ± median distance to it"
+    return f"{table}\n\n{rounds}; in brackets: times the value of `{report.names[0]}` in the same round."
+
+
+def _show(figure: Figure | None, is_first: bool) -> str:
+    if figure is None:
+        return "-"
+    text = f"{figure.median:,.{figure.digits}f}"
+    if figure.n > 1 and figure.mad >= 0.5 * 10**-figure.digits:
+        text += f" ±{figure.mad:,.{figure.digits}f}"
+    return text if figure.ratio is None or is_first else f"{text} ({figure.ratio:.2f})"
+
+
+def _profile_table(report: BenchReport, phase: str) -> str:
+    profile = report.profile(phase)
+    if not profile:
+        return ""
+    depth = max(sample.depth for sample in report.samples if sample.result is not None)
+    test = f"{_PHASES[phase]}{report.metadata['n_gen'] if phase == 'writing' else ''} @ d{depth}"
+
+    def cells(part: str) -> list[str]:
+        found = []
+        for parts in profile.values():
+            total = sum(parts.values())
+            found.append(f"{parts[part] * 1e3:,.0f} ({parts[part] / (total or 1):.1%})")
+        return found
+
+    return _table([f"where {test} goes, ms", *profile], ([part, *cells(part)] for part in PARTS))
+
+
+def _ceilings_table(ceilings: Sequence[Ceiling]) -> str:
+    if not ceilings:
+        return ""
+    return _table(
+        [
+            "writing beside `full`",
+            "attention's share of full",
+            "ceiling",
+            "reached",
+            "of the ceiling",
+        ],
+        (
+            [
+                f"{c.cache} @ d{c.depth}",
+                f"{c.attention:.0%}",
+                f"{c.ceiling:.2f} x",
+                f"{c.reached:.2f} x",
+                f"{c.reached / c.ceiling:.0%}",
+            ]
+            for c in ceilings
+        ),
+    )

@@ -1,0 +1,202 @@
+"""The one format for what is kept on disk: a zip of ``meta.json`` and ``.npy`` arrays, whole or absent.
+
+Any zip program and ``numpy.load`` open it. Nothing is compressed: rows of a cache are noise to a compressor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from restkv_local.errors import SessionFileError
+from restkv_local.gguf_header import show_path
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+FORMAT: Final = "restkv-local"
+VERSION: Final = 1  # raise it with any change that an older reader would misunderstand
+
+_META, _DIGEST = "meta.json", "digest"
+_TYPES: Final = ("uint8", "int32", "float32", "float64")
+_PART = ".restkv-part"
+_STALE_SECONDS = 24 * 3600
+
+
+def write_container(path: Path, kind: str, meta: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write a file so that it is the old one or the new one at any moment, never a half.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder is made if need be. A link is followed.
+    kind : str
+        What it holds: a reader asks for the same word.
+    meta : mapping
+        JSON values.
+    arrays : mapping of str to ndarray
+        uint8, int32, float32 or float64.
+
+    Raises
+    ------
+    SessionFileError
+        If it cannot be written; what was there is unchanged.
+    """
+    shapes = {
+        name: {"dtype": array.dtype.name, "shape": list(array.shape)}
+        for name, array in arrays.items()
+    }
+    head = {"format": FORMAT, "version": VERSION, "kind": kind, "arrays": shapes, **meta}
+    # ASCII: whatever characters a text holds, the file's bytes are plain.
+    text = json.dumps(head, ensure_ascii=True, indent=1).encode()
+    path = Path(os.path.realpath(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path.parent)
+        handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=_PART, dir=path.parent)
+        part = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                _write_zip(stream, text, arrays)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(path)
+        except BaseException:  # Ctrl-C too leaves nothing behind
+            with suppress(OSError):
+                part.unlink()
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise SessionFileError(
+            f"cannot write {show_path(path)}: {error.strerror or error}; what was there is unchanged"
+        ) from error
+
+
+def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Read a file that :func:`write_container` wrote, every byte of its content checked.
+
+    Returns
+    -------
+    meta : dict
+        As it was written, with ``format``, ``version``, ``kind`` and ``arrays`` besides.
+    arrays : dict of str to ndarray
+        Read-only.
+
+    Raises
+    ------
+    SessionFileError
+        If it is missing, damaged, of another kind, or newer than this reader.
+    """
+    meta, arrays = _read(path, kind, with_arrays=True)
+    return meta, arrays
+
+
+def read_meta(path: Path, kind: str) -> dict[str, Any]:
+    """Read the JSON part alone: quick, for lists; the arrays are not looked at."""
+    return _read(path, kind, with_arrays=False)[0]
+
+
+def _read(
+    path: Path, kind: str, *, with_arrays: bool
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    shown = show_path(path)
+    # Before the zip reader looks: it would seek about in a device or a pipe.
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise SessionFileError(f"{shown} {what}; `restkv sessions list` shows what was kept")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read(_META)
+            meta = _check_head(shown, json.loads(text), kind)
+            arrays = _read_arrays(path, archive, text, meta) if with_arrays else {}
+    except SessionFileError:
+        raise
+    except OSError as error:
+        raise SessionFileError(f"cannot read {shown}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged zip makes its reader raise whatever it likes
+        raise SessionFileError(
+            f"{shown} is damaged, cut short or no file of ours ({error or type(error).__name__}): "
+            "restore a copy of it or remove it"
+        ) from error
+    return meta, arrays
+
+
+def _check_head(shown: str, meta: Any, kind: str) -> dict[str, Any]:
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise SessionFileError(f"{shown} is no file of ours: its meta.json names no {FORMAT}")
+    version = meta.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise SessionFileError(
+            f"{shown} has format {version}, this version reads up to {VERSION}: "
+            "update restkv-local, or begin anew under another name"
+        )
+    if meta.get("kind") != kind:
+        raise SessionFileError(f"{shown} holds a {meta.get('kind')}, a {kind} was asked for")
+    return meta
+
+
+def _write_zip(stream: Any, text: bytes, arrays: Arrays) -> None:
+    digest = hashlib.blake2b(text)
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_META, text)
+        for name, array in arrays.items():
+            array = np.ascontiguousarray(array)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+            digest.update(array.data.cast("B") if array.size else b"")
+        archive.writestr(_DIGEST, digest.hexdigest())
+
+
+def _read_arrays(
+    path: Path, archive: zipfile.ZipFile, text: bytes, meta: dict[str, Any]
+) -> dict[str, npt.NDArray[Any]]:
+    # A file from elsewhere must not make us allocate more than it has bytes.
+    if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+        raise ValueError("its parts are larger than itself")
+    digest = hashlib.blake2b(text)
+    arrays = {}
+    for name, told in meta["arrays"].items():
+        if told["dtype"] not in _TYPES:
+            raise ValueError(f"{name} is of type {told['dtype']}")
+        data = archive.read(f"{name}.npy")
+        head = io.BytesIO(data)
+        np.lib.format.read_magic(head)
+        np.lib.format.read_array_header_1_0(head)
+        # The shape comes from meta.json: a header alone could ask for any amount of memory.
+        array = np.frombuffer(data, np.dtype(told["dtype"]), offset=head.tell())
+        digest.update(array.data.cast("B") if array.size else b"")
+        arrays[name] = array.reshape(told["shape"])
+    if archive.read(_DIGEST).decode() != digest.hexdigest():
+        raise ValueError("its digest does not match")
+    return arrays
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed runs left; a living one's part is younger."""
+    for part in folder.glob(f"*{_PART}"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                part.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a power cut, where folders can be synced."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,49 @@
+"""Draws an answer token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Literal
+
+from restkv_local.text_stream import TextStream
+from restkv_local.types import F32
+
+if TYPE_CHECKING:
+    from restkv_local.llama import Llama
+
+FinishReason = Literal["stop", "length"]
+
+
+def generate(llama: Llama, logits: F32) -> Generator[str, None, FinishReason]:
+    """Yield an answer piece by piece; its end is returned.
+
+    Parameters
+    ----------
+    llama : Llama
+        With the prompt in its cache; ``config.n_predict`` limits the answer.
+    logits : ndarray of shape (n_vocab,)
+        Of the prompt's last token: it may have been read long ago.
+
+    Returns
+    -------
+    str
+        ``"stop"`` where the model ended the answer, ``"length"`` where the limit did.
+    """
+    native, engine, sampler = llama.native, llama.engine, llama.sampler
+    stream = TextStream()
+    n_said, n_most = 0, engine.config.n_predict
+    finish_reason: FinishReason = "length"
+    while n_most < 0 or n_said < n_most:
+        token = sampler.draw(logits)
+        if native.is_eog(token):
+            finish_reason = "stop"
+            break
+        # In the cache before it is said: whoever stops listening leaves both in step.
+        engine.step(token)
+        logits = native.logits()
+        n_said += 1
+        if piece := stream.feed(native.piece(token)):
+            yield piece
+    if rest := stream.finish():
+        yield rest
+    return finish_reason

@@ -1,0 +1,160 @@
+"""Long prompts that were read once, by everything that decides what is left of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from platformdirs import user_cache_path
+
+from restkv_local.config import Config, parse_budget
+from restkv_local.container import read_container, write_container
+from restkv_local.engine import Snapshot
+from restkv_local.errors import ConfigError, SessionFileError
+from restkv_local.gguf_header import show_path
+from restkv_local.snapshot_file import pack_snapshot, unpack_snapshot
+from restkv_local.types import F32
+
+KIND: Final = "reading"
+LIMIT_BYTES: Final = 4 << 30
+LIMIT_VARIABLE: Final = "RESTKV_CACHE_LIMIT"
+MIN_TOKENS: Final = 2048  # shorter prompts are read in seconds
+_SUFFIX: Final = ".reading"
+
+# What changes the answer, the speed or the memory, and not one row of what was read.
+_IRRELEVANT: Final = ("n_predict", "temp", "top_k", "top_p", "min_p", "n_threads", "undo_mib")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reading:
+    """What is left of a prompt right after it was read, and the logits of its last token, (n_vocab,) float32."""
+
+    snapshot: Snapshot
+    logits: F32
+
+
+def reading_key(
+    *,
+    fingerprint: str,
+    library: str,
+    config: Config,
+    tracks: Iterable[str],
+    opened: Sequence[int],
+    tokens: Sequence[int],
+    guide: Sequence[int],
+) -> str:
+    """Return the name of a reading: equal where the rows are equal.
+
+    Parameters
+    ----------
+    fingerprint, library : str
+        Of the model's file and of the library.
+    config : Config
+        The settings; those that no row depends on are left out.
+    tracks : iterable of str
+        Figures kept of earlier queries.
+    opened : sequence of int
+        What the cache was opened for.
+    tokens, guide : sequence of int
+        The prompt, and what says what matters in it.
+    """
+    settings = dataclasses.asdict(config)
+    for name in _IRRELEVANT:
+        del settings[name]
+    parts = [
+        fingerprint, library, settings, sorted(tracks), list(opened), list(tokens), list(guide),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class ReadingCache:
+    """A folder of readings, at most so large; the least recently used go first.
+
+    A folder that cannot be written and a file that is damaged cost time, never the run: they are logged as
+    a warning, and the prompt is read.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        The user's cache folder by default.
+    limit_bytes : int, optional
+        Size of all files together; ``RESTKV_CACHE_LIMIT`` (as in 512MiB), else 4 GiB, by default.
+
+    Raises
+    ------
+    ConfigError
+        If ``RESTKV_CACHE_LIMIT`` is no size.
+    """
+
+    def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
+        self.folder = user_cache_path("restkv-local") / "readings" if folder is None else folder
+        self.limit_bytes = _limit() if limit_bytes is None else limit_bytes
+
+    def load(self, key: str) -> Reading | None:
+        """Return a reading, None if there is none that is whole."""
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            meta, arrays = read_container(path, KIND)
+            if meta.get("key") != key:
+                raise SessionFileError(f"{show_path(path)} is the reading of something else")
+            reading = Reading(unpack_snapshot(meta, arrays), arrays["logits"])
+        except (SessionFileError, KeyError, TypeError) as error:
+            _log.warning("a kept reading is removed, the text is read anew: %s", error)
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)  # the modification time is the age that pruning looks at
+        return reading
+
+    def store(self, key: str, reading: Reading) -> None:
+        """Keep a reading; one that is larger than the folder may be is not kept."""
+        meta, arrays = pack_snapshot(reading.snapshot)
+        if sum(array.nbytes for array in arrays.values()) > self.limit_bytes:
+            return
+        path = self._path(key)
+        try:
+            write_container(path, KIND, {"key": key, **meta}, {**arrays, "logits": reading.logits})
+        except SessionFileError as error:
+            _log.warning("a reading is not kept: %s", error)
+            return
+        self._prune(keep=path)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"
+
+    def _prune(self, *, keep: Path) -> None:
+        files = []
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with suppress(OSError):  # another process may have removed it
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self.limit_bytes:
+                return
+            if path != keep:
+                with suppress(OSError):
+                    path.unlink()
+                    total -= size
+
+
+def _limit() -> int:
+    text = os.environ.get(LIMIT_VARIABLE)
+    if text is None:
+        return LIMIT_BYTES
+    spec = parse_budget(text)
+    if spec.kind != "bytes":
+        raise ConfigError(f"{LIMIT_VARIABLE} must be a size, as in 512MiB or 4GiB; got {text!r}")
+    return int(spec.value)

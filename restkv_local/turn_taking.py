@@ -1,0 +1,83 @@
+"""Lets one call at a time use a model, and says so to the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from restkv_local.errors import BusyError
+
+
+class TurnTaking:
+    """Who may use the cache now: the newest call of the thread that uses it.
+
+    A stream that nobody finished does not lock its own thread out: a new call there takes over, and the
+    stream, should it ever be asked for more, says so. Another thread is refused until the call has ended.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turn: Turn | None = None
+
+    @contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """Hold the model until the block ends.
+
+        Raises
+        ------
+        BusyError
+            If another thread holds it.
+        """
+        turn = Turn(self)
+        # Not waiting: a callback of the running call may be what asks.
+        if not self._lock.acquire(blocking=False):
+            raise _busy()
+        try:
+            if self._turn is not None and self._turn.thread != turn.thread:
+                raise _busy()
+            self._turn = turn
+        finally:
+            self._lock.release()
+        try:
+            yield turn
+        finally:
+            if self._turn is turn:
+                self._turn = None
+
+
+class Turn:
+    """One call's hold of the model."""
+
+    def __init__(self, turns: TurnTaking) -> None:
+        self._turns = turns
+        self.thread = threading.get_ident()
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Use the model, in whatever thread the call goes on.
+
+        Raises
+        ------
+        BusyError
+            If a newer call has taken over.
+        """
+        with self._turns._lock:
+            if self._turns._turn is not self:
+                raise taken_over()
+            self.thread = threading.get_ident()
+            yield
+
+
+def taken_over() -> BusyError:
+    """Return what a call is told that cannot go on."""
+    return BusyError(
+        "a newer call has taken the model's cache over: finish a stream before the next call, or ask again"
+    )
+
+
+def _busy() -> BusyError:
+    return BusyError(
+        "the model is busy with another call: wait for its end (a stream: read it or close() it),"
+        " or give each thread a Llama of its own"
+    )

@@ -1,0 +1,1 @@
+from tests.engine.conftest import open_llama, tokens  # noqa: F401

@@ -1,0 +1,169 @@
+"""Questions about documents: what is read when, and that an answer does not depend on what was asked before."""
+
+from contextlib import closing
+
+import pytest
+
+from restkv_local import ChatSession
+from restkv_local.ask import DocumentReader, ask
+from restkv_local.documents import parse_document
+from restkv_local.errors import ConfigError, InputError
+from restkv_local.reading_cache import ReadingCache
+from tests.session.conversation import MODEL, SWA, prose
+
+pytestmark = pytest.mark.native
+
+ONE, TWO = "where is the ship?", "who rows the boat?"
+SMALL = {"budget": 112, "n_predict": 12, "n_ubatch": 128, "n_guide": 48}
+
+
+@pytest.fixture
+def document():
+    return parse_document(prose(400).encode(), "log.txt")
+
+
+def answers(llama, document, questions, **options):
+    return list(ask(llama, document, questions, **options))
+
+
+@pytest.mark.parametrize("mode", ["per-question", "shared", "ingest"])
+def test_an_answer_does_not_depend_on_what_was_asked_before(open_llama, document, mode):
+    llama = open_llama(MODEL, **SMALL)
+    with DocumentReader(llama, [document], mode=mode, questions=[ONE, TWO]) as reader:
+        first = "".join(reader.ask(TWO)), reader.answer.kv["seen"]
+        "".join(reader.ask(ONE))
+        assert ("".join(reader.ask(TWO)), reader.answer.kv["seen"]) == first
+        assert reader.answer.kv["events"] > 0
+
+
+def test_one_question_is_answered_as_in_a_chat(open_llama, document):
+    llama = open_llama(MODEL, **SMALL)
+    (found,) = answers(llama, document, [ONE])
+    assert found.mode == "per-question"
+    session = ChatSession(llama)
+    assert "".join(session.send(ONE, documents=[document.text])) == found.response
+    assert session.report.usage["prompt_tokens"] == found.timings["prompt_n"]
+
+
+@pytest.mark.parametrize("mode", ["shared", "ingest"])
+def test_several_questions_share_one_reading(open_llama, document, mode):
+    llama = open_llama(MODEL, **SMALL)
+    chunks = []
+    with DocumentReader(llama, [document], mode=mode, questions=[ONE, TWO]) as reader:
+        reader.read(on_progress=chunks.append)
+        n_chunks = len(chunks)
+        assert chunks[-1].processed == chunks[-1].total == reader.reading.prompt_n
+        for question in (ONE, TWO):
+            "".join(reader.ask(question))
+            assert reader.answer.timings["prompt_n"] < 80
+        assert len(chunks) == n_chunks
+        assert (reader.reading.kv["kept"] <= llama.engine.budget) == (mode == "ingest")
+
+
+def test_with_rows_for_everything_all_ways_of_reading_agree(open_llama, document):
+    llama = open_llama(MODEL, **SMALL | {"policy": "full"})
+    found = {
+        mode: [one.response for one in answers(llama, document, [ONE, TWO], mode=mode)]
+        for mode in ("per-question", "shared", "ingest")
+    }
+    assert found["per-question"] == found["shared"] == found["ingest"]
+
+
+def test_reading_without_a_question_has_a_policy_of_its_own(open_llama, document):
+    llama = open_llama(MODEL, **SMALL)
+    before = llama.engine
+    (found,) = answers(llama, document, [ONE], mode="ingest")
+    assert (found.kv["policy"], found.kv["allocation"]) == ("kvzip", "global")
+    assert llama.engine is before
+    chosen = open_llama(MODEL, **SMALL, policy="snapkv")
+    (found,) = answers(chosen, document, [ONE], mode="ingest")
+    assert (found.kv["policy"], found.kv["allocation"]) == ("snapkv", "uniform")
+
+
+@pytest.mark.parametrize("mode", ["per-question", "shared", "ingest"])
+def test_a_document_that_was_read_before_is_not_read_again(open_llama, document, tmp_path, mode):
+    readings = ReadingCache(tmp_path / "readings")
+    found = []
+    for _ in range(2):
+        llama = open_llama(MODEL, **SMALL)
+        chunks = []
+        options = {"mode": mode, "readings": readings, "on_progress": chunks.append}
+        found.append([one.response for one in answers(llama, document, [ONE, TWO], **options)])
+    assert found[0] == found[1]
+    assert sum(chunk.total for chunk in chunks) < 160
+    other = parse_document(document.text[:-9].encode(), "log.txt")
+    answers(llama, other, [ONE, TWO], **options)
+    assert max(chunk.total for chunk in chunks) > 1000
+
+
+def test_a_cache_that_cannot_be_copied_is_read_again_and_says_so(open_llama, document):
+    llama = open_llama(SWA, **SMALL, positions="original")
+    first, second = answers(llama, document, [ONE, TWO], mode="shared")
+    assert first.notes == ()
+    assert second.notes == ("this model's cache cannot be copied: the documents were read again",)
+    assert second.timings["prompt_n"] > 1000
+
+
+def test_a_closed_stream_leaves_what_was_said_and_the_next_question_works(open_llama, document):
+    llama = open_llama(MODEL, **SMALL)
+    with DocumentReader(llama, [document], mode="shared", questions=[ONE, TWO]) as reader:
+        whole = "".join(reader.ask(ONE))
+        with closing(reader.ask(ONE)) as stream:
+            said = next(stream)
+        assert reader.answer.finish_reason == "cancelled"
+        assert whole.startswith(said)
+        assert reader.answer.response == said
+        assert "".join(reader.ask(ONE)) == whole
+
+
+def test_ctrl_c_while_reading_leaves_a_reader_that_can_be_asked(open_llama, document):
+    llama = open_llama(MODEL, **SMALL)
+
+    def stop(progress):
+        if progress.processed > 300:
+            raise KeyboardInterrupt
+
+    with DocumentReader(llama, [document], mode="shared", questions=[ONE]) as reader:
+        with pytest.raises(KeyboardInterrupt):
+            reader.read(on_progress=stop)
+        interrupted = "".join(reader.ask(ONE))
+    (found,) = answers(llama, document, [ONE], mode="shared")
+    assert found.response == interrupted
+
+
+def test_several_documents_are_named(open_llama, document):
+    llama = open_llama(MODEL, **SMALL)
+    other = parse_document(b"The ship is in the harbour.", "note.txt")
+    (found,) = answers(llama, [document, other], [ONE])
+    assert found.timings["prompt_n"] > 1000
+    assert {one.document for one in found.passages} <= {"log.txt", "note.txt"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"questions": [" "]}, InputError, "a question is empty"),
+        ({"questions": [], "mode": "shared"}, ConfigError, "give them, or use 'ingest'"),
+        ({"questions": [ONE], "mode": "often"}, ConfigError, "mode must be one of auto"),
+        ({"questions": [ONE * 30], "mode": "shared"}, ConfigError, "ask in groups"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_read(
+    open_llama, document, options, error, message
+):
+    llama = open_llama(MODEL, **SMALL)
+    with pytest.raises(error, match=message):
+        DocumentReader(llama, [document], **options)
+    assert not llama.engine.is_open
+
+
+def test_a_file_is_read_and_a_text_is_a_text(open_llama, tmp_path, monkeypatch):
+    llama = open_llama(MODEL, **SMALL)
+    path = tmp_path / "log.txt"
+    path.write_text(prose(50))
+    by_path = answers(llama, path, [ONE])
+    assert by_path[0].response == answers(llama, prose(50), ONE)[0].response
+    monkeypatch.chdir(tmp_path)
+    assert answers(llama, "log.txt", [ONE])[0].response == by_path[0].response
+    with pytest.raises(InputError, match=r"gone\.txt"):
+        answers(llama, "gone.txt", [ONE])

@@ -1,0 +1,190 @@
+"""One call at a time: others are told, and nothing that ends early leaves half a state."""
+
+import _thread
+import gc
+import threading
+import time
+
+import pytest
+
+from restkv_local import ChatSession
+from restkv_local.errors import RestKVError
+from restkv_local.turn_taking import TurnTaking
+from tests.completions.conftest import TINY, text_of
+
+pytestmark = pytest.mark.native
+
+OPTIONS = {"max_tokens": 10, "temperature": 0.0}
+
+
+def in_thread(call):
+    """Run ``call`` in a thread of its own; return its result or the error it raised."""
+    out = []
+
+    def run():
+        try:
+            out.append(call())
+        except BaseException as error:
+            out.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    return out[0]
+
+
+def test_another_thread_is_refused_while_a_call_runs(llm, tokens):
+    """Ten times over, a call is made by another thread right in the middle of an answer."""
+    refused = []
+
+    def meanwhile(ids, logits):
+        refused.append(in_thread(lambda: llm(tokens(20, seed=1), **OPTIONS)))
+        return False
+
+    result = llm(tokens(100), stopping_criteria=meanwhile, **OPTIONS)
+    assert len(refused) >= 10
+    for error in refused:
+        assert isinstance(error, RestKVError)
+        assert str(error).startswith("the model is busy with another call")
+        assert "\n" not in str(error)
+    assert text_of(result) == text_of(llm(tokens(100), **OPTIONS))
+
+
+def test_a_refused_chat_changes_nothing_of_the_running_one(llm):
+    """Messages are rendered before the call is refused: that must only look at what the cache holds."""
+    messages = [{"role": "user", "content": "the code of the answer"}]
+    options = {"temperature": 0.0, "max_tokens": 12}
+    expected = llm.create_chat_completion(messages, **options)["choices"]
+    refused = []
+    step = llm.engine.step
+
+    def stepping(token):
+        refused.append(in_thread(lambda: llm.create_chat_completion(messages)))
+        step(token)
+
+    llm.engine.step = stepping
+    llm.reset()
+    assert llm.create_chat_completion(messages, **options)["choices"] == expected
+    assert len(refused) > 5
+    assert all("busy" in str(error) for error in refused)
+
+
+def test_another_thread_is_refused_between_the_chunks_of_a_stream(llm, tokens):
+    expected = text_of(llm(tokens(100), **OPTIONS))
+    stream = llm(tokens(100), stream=True, **OPTIONS)
+    said = next(stream)["choices"][0]["text"]
+    for call in (lambda: llm(tokens(20), **OPTIONS), llm.reset, llm.save_state):
+        assert "busy" in str(in_thread(call))
+    # The stream itself may change threads, as in a web server.
+    chunk = in_thread(lambda: next(stream))
+    said += chunk["choices"][0]["text"]
+    assert said + text_of(stream) == expected
+    assert text_of(in_thread(lambda: llm(tokens(100), **OPTIONS))) == expected
+
+
+def test_a_new_call_of_the_same_thread_ends_a_stream(llm, tokens):
+    stream = llm(tokens(100), stream=True, **OPTIONS)
+    next(stream)
+    expected = text_of(llm(tokens(50, seed=1), **OPTIONS))
+    with pytest.raises(RestKVError, match="a newer call has taken") as error:
+        next(stream)
+    assert "\n" not in str(error.value)
+    llm.reset()
+    assert text_of(llm(tokens(50, seed=1), **OPTIONS)) == expected
+
+
+def test_a_session_ends_a_stream(llm, tokens):
+    stream = llm(tokens(100), stream=True, **OPTIONS)
+    next(stream)
+    answer = "".join(ChatSession(llm).send("the code"))
+    with pytest.raises(RestKVError, match="taken"):
+        next(stream)
+    assert "".join(ChatSession(llm).send("the code")) == answer
+
+
+def test_a_call_from_a_callback_is_refused(llm, tokens):
+    def again(ids, logits):
+        llm(tokens(5))
+
+    with pytest.raises(RestKVError, match="busy"):
+        llm(tokens(50), stopping_criteria=again)
+    assert llm(tokens(50), **OPTIONS)["kv"]["seen"] >= 50
+
+
+def test_closing_a_stream_draws_nothing_more(llm, tokens, monkeypatch):
+    steps = []
+    step = llm.engine.step
+    monkeypatch.setattr(llm.engine, "step", lambda token: (steps.append(token), step(token)))
+    for stop in ("close", "drop"):
+        stream = llm(tokens(100), stream=True, **OPTIONS)
+        next(stream), next(stream)
+        n = len(steps)
+        if stop == "close":
+            stream.close()
+        else:
+            del stream
+            gc.collect()
+        assert len(steps) == n
+        assert in_thread(lambda: llm(tokens(10), max_tokens=1))["kv"]["seen"] == 10
+    chat = llm.create_chat_completion([{"role": "user", "content": "the"}], stream=True)
+    next(chat)
+    chat.close()
+    assert in_thread(lambda: llm(tokens(10), max_tokens=1))["kv"]["seen"] == 10
+
+
+def test_a_stream_nobody_reads_does_nothing(llm, tokens):
+    stream = llm(tokens(100), stream=True)
+    assert not llm.engine.is_open
+    stream.close()
+    assert llm(tokens(100), max_tokens=1)["kv"]["seen"] == 100
+
+
+@pytest.mark.parametrize("after", [2, 5])
+def test_ctrl_c_while_reading_keeps_what_was_read(open_llama, tokens, after):
+    prompt = tokens(500)
+    expected = text_of(open_llama(TINY)(prompt, **OPTIONS))
+
+    pressed = []
+
+    def press(progress):
+        if progress.processed == 64 * after and not pressed:
+            pressed.append(True)
+            _thread.interrupt_main()
+            time.sleep(0.05)
+
+    llm = open_llama(TINY, on_progress=press)
+    with pytest.raises(KeyboardInterrupt):
+        llm(prompt, **OPTIONS)
+    counters = llm.engine.counters
+    assert 64 * after <= counters.seen < 500
+    assert text_of(llm(prompt, **OPTIONS)) == expected
+    # The rest was read, not the whole: the counters went on.
+    assert llm.engine.counters is counters
+
+
+def test_ctrl_c_while_answering_leaves_the_model_usable(llm, tokens):
+    expected = text_of(llm(tokens(100), **OPTIONS))
+    stream = llm(tokens(90), stream=True, **OPTIONS)
+    next(stream)
+
+    def press(ids, logits):
+        if len(ids) == 103:
+            _thread.interrupt_main()
+            time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt):
+        llm(tokens(100), stopping_criteria=press, **OPTIONS)
+    assert text_of(llm(tokens(100), **OPTIONS)) == expected
+    assert text_of(in_thread(lambda: llm(tokens(100), **OPTIONS))) == expected
+
+
+def test_an_older_turn_that_ends_frees_nothing():
+    turns = TurnTaking()
+    with turns.turn() as old:
+        pass
+    new = turns.turn()
+    new.__enter__()
+    with pytest.raises(RestKVError, match="taken"), old.work():
+        pass
+    assert "busy" in str(in_thread(lambda: turns.turn().__enter__()))
+    new.__exit__(None, None, None)

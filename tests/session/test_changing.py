@@ -1,0 +1,244 @@
+"""Another file, another budget, other rules in the middle of a conversation."""
+
+from dataclasses import replace
+
+import pytest
+
+from restkv_local import ChatSession
+from restkv_local.errors import ConfigError, SessionFileError
+from restkv_local.session_file import read_session, write_session
+from tests.session.conversation import MODEL, SWA, assert_same_cache, cache, prose, say, talk
+
+pytestmark = pytest.mark.native
+
+LONG = {"budget": 96, "n_predict": 16, "seed": 3, "temp": 0.8}
+
+
+def begin(session):
+    say(session, "what?", documents=[prose(200)])
+    talk(session, 2)
+    return session
+
+
+def unchanged(session, act, error, message):
+    """Run ``act``, which must fail; the conversation goes on as if it had not been tried."""
+    messages, rows, drawn = session.messages, cache(session), session._llama.sampler.n_drawn
+    with pytest.raises(error, match=message):
+        act()
+    assert session.messages == messages
+    assert_same_cache(cache(session), rows)
+    assert session._llama.sampler.n_drawn == drawn
+    assert session.undo() == "by snapshot"
+
+
+def test_a_file_takes_the_place_of_a_running_conversation(open_chat, tmp_path):
+    session = begin(open_chat(MODEL, system="be brief", **LONG | {"policy": "h2o"}))
+    session.save(tmp_path / "a")
+    rows, messages = cache(session), session.messages
+    other = open_chat(MODEL, **LONG | {"budget": 200, "temp": 0.0})
+    talk(other, 3, first=20)
+    assert other.load(tmp_path / "a") == "by snapshot"
+    assert_same_cache(cache(other), rows)
+    assert other.messages == messages
+    config = other._engine.config
+    assert (config.budget, config.policy, config.temp) == (96, "h2o", 0.8)
+    assert other._llama.config == config
+    assert talk(other, 3, first=30) == talk(session, 3, first=30)
+    assert other.undo(3) == "by snapshot"
+    assert_same_cache(cache(other), rows)
+    assert "read again" in other.undo()
+
+
+def test_the_file_is_as_large_as_the_cache(open_chat, tmp_path):
+    session = begin(open_chat(MODEL, **LONG))
+    session.save(tmp_path / "a")
+    n_bytes = session._engine.rows.mean * 2 * 3 * 64 * 2 * 2  # layers, heads, values, K and V, f16
+    rest = (tmp_path / "a").stat().st_size - n_bytes
+    assert 0 < rest < 120_000  # queries that may observe, true positions, the text
+
+
+def test_a_foreign_model_is_refused_and_nothing_is_lost(open_chat, tmp_path):
+    begin(open_chat(replace(MODEL, seed=5), **LONG)).save(tmp_path / "a")
+    session = begin(open_chat(MODEL, **LONG))
+    unchanged(
+        session,
+        lambda: session.load(tmp_path / "a"),
+        SessionFileError,
+        "is another model or another file of it",
+    )
+
+
+def test_a_broken_file_is_refused_and_nothing_is_lost(open_chat, tmp_path):
+    session = begin(open_chat(MODEL, **LONG))
+    session.save(tmp_path / "a")
+    data = bytearray((tmp_path / "a").read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / "a").write_bytes(data)
+    unchanged(session, lambda: session.load(tmp_path / "a"), SessionFileError, "is damaged")
+
+
+def test_a_cache_that_does_not_fit_the_machine_leaves_all_as_it_is(
+    open_chat, tmp_path, monkeypatch
+):
+    session = begin(open_chat(MODEL, **LONG))
+    session.save(tmp_path / "a")
+    saved = read_session(tmp_path / "a")
+    huge = replace(saved, config=replace(saved.config, budget=10**12))
+    unchanged(session, lambda: session.load(huge), ConfigError, "rows need")
+    talk(session, 1, first=8)
+    unchanged(session, lambda: session.set_budget(10**12), ConfigError, "rows need")
+
+
+def test_another_librarys_cache_is_not_used_and_it_is_said(open_chat, tmp_path):
+    session = begin(open_chat(MODEL, **LONG))
+    session.save(tmp_path / "a")
+    saved = replace(read_session(tmp_path / "a"), library="of last year")
+    assert session.load(saved) == (
+        "all is read again with the next message: its cache was made by another library (of last year)"
+    )
+    assert len(session.turns) == 3
+    say(session, "why?")
+    assert session.report.notes[0].startswith("the conversation was read again")
+
+
+def test_without_a_kept_cache_the_turns_are_read_again(open_chat, tmp_path):
+    session = begin(open_chat(SWA, **LONG))
+    session.save(tmp_path / "a")
+    messages = session.messages
+    other = open_chat(SWA, **LONG)
+    assert other.load(tmp_path / "a") == "all is read again with the next message"
+    assert other.messages == messages
+    say(other, "why?")
+    assert other.report.timings["prompt_n"] > 500
+
+
+def test_an_empty_conversation_is_a_file_too(open_chat, tmp_path):
+    session = open_chat(MODEL, system="be brief", **LONG)
+    session.save(tmp_path / "a")
+    other = begin(open_chat(MODEL, **LONG | {"n_predict": 4}))
+    assert other.load(tmp_path / "a") == ""
+    assert other.messages == session.messages
+    assert talk(other, 2) == talk(session, 2)
+
+
+def test_what_was_asked_for_anew_counts(open_chat, tmp_path):
+    begin(open_chat(MODEL, **LONG)).save(tmp_path / "a")
+    session = open_chat(MODEL, **LONG)
+    way = session.load(tmp_path / "a", {"policy": "snapkv", "budget": "64", "temp": 0.0, "seed": 5})
+    assert way == "by snapshot; rules: from the next eviction on; budget: by snapshot"
+    config = session._engine.config
+    assert (config.policy, config.budget, config.temp) == ("snapkv", "64", 0.0)
+    assert (session._llama.sampler.seed, session.context().budget) == (5, 64)
+    with pytest.raises(ConfigError, match="n_ubatch=32 does not fit the session"):
+        session.load(tmp_path / "a", {"n_ubatch": 32})
+    with pytest.raises(ConfigError, match="policy must be one of"):
+        session.load(tmp_path / "a", {"policy": "none such"})
+
+
+def test_a_larger_budget_takes_the_rows_over(open_chat):
+    session = begin(open_chat(MODEL, **LONG))
+    rows = cache(session)
+    assert session.set_budget(400) == "by snapshot"
+    assert_same_cache(cache(session), rows)
+    assert session.context().capacity >= 464
+    talk(session, 4, first=10)
+    assert session.context().kept > 300
+    assert session.undo(4) == "by snapshot"
+    assert_same_cache(cache(session), rows)
+
+
+def test_a_smaller_budget_evicts_what_has_no_place(open_chat):
+    session = begin(open_chat(MODEL, **LONG | {"budget": 600}))
+    assert session.context().kept > 256
+    assert session.set_budget("96") == "by snapshot, evicted to 96 rows"
+    view = session.context()
+    assert (view.kept, view.capacity, view.budget) == (96, 256, 96)
+    talk(session, 4, first=10)
+    assert session.context().kept <= 96 + 64
+    # The moments before had more rows than there is room for.
+    assert "read again" in session.undo(5)
+    say(session, "why?")
+
+
+def test_a_budget_that_cannot_be_changes_nothing(open_chat):
+    session = begin(open_chat(MODEL, **LONG | {"budget": 600}))
+    for budget, message in [("many", "budget must be"), (3, "at least"), ("0", "at least")]:
+        rows = cache(session)
+        with pytest.raises(ConfigError, match=message):
+            session.set_budget(budget)
+        assert_same_cache(cache(session), rows)
+        assert session.context().budget == 600
+    assert session.undo() == "by snapshot"
+
+
+def test_rules_that_need_nothing_new_count_from_the_next_eviction(open_chat):
+    session = begin(open_chat(MODEL, **LONG))
+    assert session.set_policy("snapkv") == "from the next eviction on"
+    talk(session, 2, first=10)
+    assert session.report.kv["policy"] == "snapkv"
+    assert session.undo(2) == "by snapshot"
+
+
+def test_an_allocation_that_needs_room_to_grow_takes_the_rows_over(open_chat):
+    session = begin(open_chat(MODEL, **LONG))
+    rows = cache(session)
+    assert session.set_policy("restkv", "global") == "by snapshot"
+    assert_same_cache(cache(session), rows)
+    talk(session, 4, first=10)
+    counts = session._engine.rows.n_rows
+    assert counts.min() < counts.max()
+    assert session.set_policy("restkv", "uniform") == "from the next eviction on"
+    talk(session, 4, first=20)
+
+
+def test_a_policy_that_counts_every_query_reads_all_again(open_chat):
+    session = begin(open_chat(MODEL, **LONG))
+    assert session.set_policy("h2o") == "all is read again with the next message"
+    say(session, "why?")
+    assert session.report.notes[0].startswith("the conversation was read again")
+    assert session.report.kv["policy"] == "h2o"
+    assert session.undo() == "all is read again with the next message"
+    say(session, "who?")
+    say(session, "how?")
+    assert session.undo() == "by snapshot"
+
+
+def test_rules_that_cannot_be_change_nothing(open_chat):
+    session = begin(open_chat(MODEL, **LONG))
+    unchanged(session, lambda: session.set_policy("best"), ConfigError, "best")
+    unchanged(
+        session, lambda: session.set_policy("fifo", "cake"), ConfigError, "observes attention"
+    )
+
+
+def test_a_session_in_which_nothing_was_read_takes_any_rules(open_chat):
+    session = open_chat(MODEL, **LONG)
+    assert session.set_budget(128) == "from the next message on"
+    session.set_policy("h2o", "global")
+    begin(session)
+    assert (session.report.kv["budget"], session.report.kv["policy"]) == (128, "h2o")
+
+
+def test_a_written_session_replaces_its_older_self_only(open_chat, tmp_path):
+    session = begin(open_chat(MODEL, **LONG))
+    session.save(tmp_path / "a")
+    talk(session, 1, first=9)
+    session.save(tmp_path / "a")
+    saved = read_session(tmp_path / "a")
+    assert len(saved.turns) == 4
+    write_session(tmp_path / "b", saved)
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_two_conversations_share_a_model_and_lose_nothing_but_time(open_chat):
+    one = begin(open_chat(MODEL, **LONG))
+    two = ChatSession(one._llama)
+    talk(two, 2)
+    talk(one, 1, first=7)
+    assert "by snapshot" in one.report.notes[0]
+    talk(two, 1, first=8)
+    assert len(two.turns) == 3
+    assert len(two.report.notes) == 1
+    one._moments.clear()
+    talk(one, 1, first=9)
+    assert one.report.notes[0].startswith("the conversation was read again")

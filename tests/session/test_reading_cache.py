@@ -1,0 +1,165 @@
+"""A long text is read once; whatever happens to the folder, the answer is the same."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from restkv_local.config import Config
+from restkv_local.engine import Counters, Snapshot
+from restkv_local.errors import ConfigError
+from restkv_local.observe import QueryMoments
+from restkv_local.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
+from restkv_local.repetition import Repetition
+from restkv_local.row_table import RowSnapshot
+from tests.session.conversation import MODEL, assert_same_cache, cache, prose, say, talk
+
+OPTIONS = {"budget": 96, "n_predict": 16, "seed": 3, "temp": 0.8, "n_ubatch": 256}
+BOOK = prose(600)
+
+
+def reading(n_rows=100, seed=0):
+    rng = np.random.default_rng(seed)
+    moments = QueryMoments(7, rng.random((2, 9, 4)), rng.random((2, 9, 4, 4)))
+    figures = {"sum": rng.random((2, 3, n_rows), np.float32)}
+    rows = RowSnapshot(rng.integers(0, 99, (2, 3, n_rows)).astype(np.int32), figures)
+    counters = Counters(seen=200, events=3, score_ms=0.1)
+    repetition = Repetition((1, 2), 64, [3, 4], [5])
+    snapshot = Snapshot(rng.bytes(n_rows * 100), rows, counters, moments, repetition)
+    return Reading(snapshot, rng.random(50, np.float32))
+
+
+def test_a_reading_comes_back_whole(tmp_path):
+    readings, one = ReadingCache(tmp_path / "new" / "folder"), reading()
+    assert readings.load("k") is None
+    readings.store("k", one)
+    back = readings.load("k")
+    np.testing.assert_array_equal(back.logits, one.logits)
+    assert back.snapshot.state == one.snapshot.state
+    assert back.snapshot.counters == one.snapshot.counters
+    assert back.snapshot.repetition == one.snapshot.repetition
+    np.testing.assert_array_equal(back.snapshot.rows.positions, one.snapshot.rows.positions)
+    np.testing.assert_array_equal(
+        back.snapshot.rows.figures["sum"], one.snapshot.rows.figures["sum"]
+    )
+    np.testing.assert_array_equal(back.snapshot.moments.second, one.snapshot.moments.second)
+    assert back.snapshot.moments.n == 7
+
+
+def test_the_least_recently_used_go_first(tmp_path):
+    readings = ReadingCache(tmp_path, limit_bytes=70_000)
+    for age, key in enumerate("abc"):
+        readings.store(key, reading())
+        os.utime(tmp_path / f"{key}.reading", (100 + age, 100 + age))
+    assert readings.load("a")  # now the newest
+    readings.store("d", reading())
+    kept = {path.stem for path in tmp_path.iterdir()}
+    assert "d" in kept
+    assert "a" in kept
+    assert "b" not in kept
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 70_000
+    readings.store("e", reading(n_rows=5000))
+    assert {path.stem for path in tmp_path.iterdir()} == kept
+
+
+def test_the_limit_comes_from_the_environment(monkeypatch):
+    assert ReadingCache().limit_bytes == 4 << 30
+    monkeypatch.setenv("RESTKV_CACHE_LIMIT", "1.5MiB")
+    assert ReadingCache().limit_bytes == 3 << 19
+    for wrong in ("many", "12", "5%"):
+        monkeypatch.setenv("RESTKV_CACHE_LIMIT", wrong)
+        with pytest.raises(ConfigError):
+            ReadingCache()
+
+
+def test_a_damaged_reading_is_removed_and_said(tmp_path, caplog):
+    readings = ReadingCache(tmp_path)
+    readings.store("k", reading())
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-50])
+    with caplog.at_level(logging.WARNING):
+        assert readings.load("k") is None
+    assert "a kept reading is removed, the text is read anew" in caplog.text
+    assert not path.exists()
+
+
+def test_another_texts_reading_is_not_taken(tmp_path, caplog):
+    readings = ReadingCache(tmp_path)
+    readings.store("k", reading())
+    (tmp_path / "k.reading").rename(tmp_path / "l.reading")
+    assert readings.load("l") is None
+    assert "something else" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    readings = ReadingCache(tmp_path / "file" / "folder")
+    readings.store("k", reading())
+    assert "a reading is not kept" in caplog.text
+    assert readings.load("k") is None
+
+
+def key(**changes):
+    plain = {
+        "fingerprint": "f", "library": "l", "config": Config(), "tracks": {"sum"},
+        "opened": (1, 2, 3), "tokens": [1, 2], "guide": [3],
+    }  # fmt: skip
+    return reading_key(**plain | changes)
+
+
+def test_whatever_decides_a_row_decides_the_name():
+    names = {
+        key(), key(fingerprint="g"), key(library="m"), key(tracks={"sum", "last_use"}),
+        key(opened=(1, 2, 4)), key(tokens=[1, 2, 3]), key(tokens=[1], guide=[2, 3]),
+        *(key(config=Config(**{name: value})) for name, value in {
+            "budget": 512, "policy": "h2o", "kernel": 5, "n_ubatch": 64, "type_v": "q8_0", "seed": 1,
+        }.items()),
+    }  # fmt: skip
+    assert len(names) == 13
+    assert key(config=Config(temp=0.0, n_threads=3, undo_mib=0)) == key()
+
+
+@pytest.mark.parametrize("policy", ["restkv", "h2o", "kvzip"])
+@pytest.mark.parametrize("undo_mib", [0, 64])
+def test_the_same_text_is_read_once(open_chat, tmp_path, policy, undo_mib):
+    options = OPTIONS | {"policy": policy, "undo_mib": undo_mib}
+    readings = ReadingCache(tmp_path / "r")
+    first = open_chat(MODEL, readings=readings, **options)
+    answer = say(first, "what?", documents=[BOOK])
+    n_read = first.report.timings["prompt_n"]
+    assert n_read >= MIN_TOKENS
+    assert not first.report.notes
+    second = open_chat(MODEL, readings=readings, **options)
+    assert say(second, "what?", documents=[BOOK]) == answer
+    assert second.report.notes == [f"read before: {n_read:,} tokens from the cache folder"]
+    assert second.report.timings["prompt_n"] == 0
+    assert second.report.usage == first.report.usage
+    assert_same_cache(cache(second), cache(first))
+    assert talk(second, 2) == talk(first, 2)
+    alone = open_chat(MODEL, **options)
+    assert say(alone, "what?", documents=[BOOK]) == answer
+
+
+def test_short_and_later_texts_are_not_kept(open_chat, tmp_path):
+    session = open_chat(MODEL, readings=ReadingCache(tmp_path / "r"), **OPTIONS)
+    say(session, "what?", documents=[prose(50)])
+    say(session, "why?", documents=[BOOK])
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_broken_reading_is_read_anew(open_chat, tmp_path, caplog):
+    readings = ReadingCache(tmp_path / "r")
+    session = open_chat(MODEL, readings=readings, **OPTIONS)
+    answer = say(session, "what?", documents=[BOOK])
+    (path,) = (tmp_path / "r").iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    session.clear()
+    assert say(session, "what?", documents=[BOOK]) == answer
+    assert "is removed, the text is read anew" in caplog.text
+    assert session.report.timings["prompt_n"] >= MIN_TOKENS
+    session.clear()
+    say(session, "what?", documents=[BOOK])
+    assert session.report.timings["prompt_n"] == 0

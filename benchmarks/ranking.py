@@ -157,7 +157,7 @@ def run(options: argparse.Namespace) -> None:
             temp=0.0,
             prefill="full",
             allocation="global",
-            also_track=("sum", "last_use", "queries"),
+            also_track=("sum", "last_use", "repeat", "queries"),
             budget=2048,
             n_threads=options.threads,
         ) as llama,
@@ -195,12 +195,17 @@ def rank(
     yield {"policy": "full", "allocation": "uniform", "share": 1.0} | judge(
         llama, engine, sample, logits, full
     )
+    repeated: Snapshot | None = None
     for policy, allocation, share in grid:
-        engine.restore(saved)
+        repeats = POLICIES[policy].track == "repeat"
+        engine.restore(repeated if repeats and repeated else saved)
         try:
             engine.use(policy=policy, allocation=allocation, budget=round(share * n))
         except ConfigError:
             continue  # cake wants a policy that observes attention
+        if repeats and repeated is None:  # once for all cells
+            engine.repeat()
+            repeated = engine.save()
         engine.evict()
         row = {"policy": policy, "allocation": allocation, "share": share}
         yield row | judge(llama, engine, sample, logits, full)

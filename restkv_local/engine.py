@@ -444,7 +444,7 @@ class Engine:
             else:
                 track_native(self.native, kind, n, self.counters.seen, figures)
 
-    def _repeat(self) -> None:
+    def repeat(self) -> None:
         """Have repeated what was read since the last time; the newest queries are no longer observed after it."""
         repetition = self._repetition
         if repetition is None or self.policy.track != "repeat":
@@ -493,7 +493,7 @@ class Engine:
     ) -> None:
         """Score all rows by the newest ``n_window`` queries, drop the probe, keep the budget."""
         start = time.perf_counter()
-        self._repeat()
+        self.repeat()
         guide_ms += (time.perf_counter() - start) * 1e3
         start = time.perf_counter()
         try:
@@ -543,7 +543,7 @@ class Engine:
         """
         if n_probe == 0:
             self._track()
-            self._repeat()
+            self.repeat()
         config = self.config
         policy = self.policy.guided() if guided else self.policy
         n_kv = self.rows.used - n_probe

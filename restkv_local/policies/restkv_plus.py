@@ -1,4 +1,4 @@
-"""ReST-KV+: the change of the layer's output in the worst case, for questions that are not known yet."""
+"""ReST-KV+: worst-case attention where the window looked, the change of the layer's output elsewhere."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from restkv_local.types import F32, F64, REST_MIN, Observation, ObservationReque
 
 @dataclass(frozen=True, kw_only=True)
 class RestKVPlus(Policy):
-    """ReST-KV's change of the output on DefensiveKV's attention.
+    """The attention of whoever wants a row most, or its change of the output for a query that wants none in particular.
 
-    ``A * mean_h ||(v - o_h) W_O||_2 / (1 - a_h)`` with ``A = max(pool(max_{h,w} a), its mean over the past)``.
-    The second factor is how far a value lies from the output without it, exactly, for
-    the window's mean attention ``a_h`` and output ``o_h``; with ``a_h`` for ``A`` this is
-    ReST-KV's indicator. The first is what any query of any head in the group wants, not
-    what they want on average; a row that none of them looked at still counts as much as
-    a mean row, so that there its value decides.
+    ``max(pool(max_{h,w} a), a_0 * m / m_0)`` with ``m = mean_h ||(v - o_h) W_O||_2 / (1 - a_h)``. The first
+    term is what any query of any head in the group wants, not what they want on average. The second is
+    ReST-KV's indicator for the mean attention ``a_0`` of the past: how far the output would move without
+    the row, in units of the head's mean ``m_0``. Rows that the window looked at rank by the first, all others by
+    their values.
 
-    Meant for the allocation ``global``: the floor makes scores comparable between
+    Meant for the allocation ``global``: both terms are shares of attention, comparable between
     heads, and heads that look at little give their rows away.
 
     Attributes
@@ -37,7 +36,9 @@ class RestKVPlus(Policy):
     Notes
     -----
     Plain ``restkv`` is the paper's rule and weighs the newest queries most. This one
-    keeps its indicator and takes the aggregation of [2]_.
+    keeps its indicator for rows that the window says nothing about, and takes the aggregation
+    of [2]_ for the others. With the product of both terms instead, needles with an unknown
+    question were found 4 of 5 times at 25 % instead of 5, and KL divergence on text was 0.12 instead of 0.08.
 
     References
     ----------
@@ -47,9 +48,9 @@ class RestKVPlus(Policy):
     """
 
     name: ClassVar[str] = "restkv+"
-    summary: ClassVar[str] = "ReST-KV's change of the output, for the query that wants it most"
+    summary: ClassVar[str] = "what any query wants most, elsewhere ReST-KV's change of the output"
     source: ClassVar[str] = (
-        "ReST-KV, arXiv:2605.08840, on DefensiveKV's attention, arXiv:2510.13334"
+        "ReST-KV, arXiv:2605.08840, with DefensiveKV's attention, arXiv:2510.13334"
     )
 
     kernel: int = DEFAULTS.kernel
@@ -72,8 +73,10 @@ class RestKVPlus(Policy):
         pooled = smooth_rows(
             most, observation.n_window, [(self.kernel, 0)], n_absent=observation.n_absent
         )
-        attention = np.maximum(pooled, _past_mean(pooled, observation))
-        return to_scores(attention * reduce_groups(_moved(observation), observation.n_head_kv))
+        moved = reduce_groups(_moved(observation), observation.n_head_kv)
+        usual = _past_mean(moved, observation)
+        change = np.divide(moved, usual, out=np.zeros_like(moved), where=usual > 0)
+        return to_scores(np.maximum(pooled, _past_mean(pooled, observation) * change))
 
 
 def _moved(observation: Observation) -> F64:

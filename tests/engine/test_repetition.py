@@ -44,7 +44,7 @@ def test_a_row_keeps_the_most_attention_of_any_repeated_token(open_llama, tokens
         expected = np.maximum(expected, most_attention(engine, n)[:, :, :100])
         engine._drop_probe(len(probe))
         repetition.advance(n)
-    engine._repeat()
+    engine.repeat()
     np.testing.assert_allclose(engine.rows.figures("repeat"), expected, atol=2e-4)
     assert expected.max() > 0.01
 
@@ -61,10 +61,10 @@ def test_repeating_leaves_nothing_behind(open_llama, tokens):
         engine.open(150, 16, 0)
         engine.read(tokens(150), evict=False)
         if repeats:
-            engine._repeat()
+            engine.repeat()
             assert not engine._repetition.pending
             before = engine.rows.figures("repeat").copy()
-            engine._repeat()
+            engine.repeat()
             np.testing.assert_array_equal(engine.rows.figures("repeat"), before)
         assert engine.rows.used == 150
         for token in tokens(5, seed=3):
@@ -103,10 +103,10 @@ def test_ctrl_c_while_repeating_leaves_the_text(open_llama, tokens, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("restkv_local.engine.track_native", stop)
         with pytest.raises(KeyboardInterrupt):
-            engine._repeat()
+            engine.repeat()
     assert engine.rows.used == 150
     assert len(engine._repetition.pending) == 150
-    engine._repeat()
+    engine.repeat()
     assert not engine._repetition.pending
 
 

@@ -16,16 +16,16 @@ def observe(attention_max, attention_mean, distance, n_window=1, positions=None)
     )  # fmt: skip
 
 
-def test_attention_of_the_query_that_wants_it_most_times_the_way_to_the_output_without_it():
+def test_attention_of_whoever_wants_a_row_most_or_its_change_of_the_output():
     found = RestKVPlus(kernel=1).score(
         observe(
             [[0.4, 0.1, 0.0, 0.5], [0.2, 0.3, 0.0, 0.6]],
             [[0.2, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.5]],
-            [[8.0, 1.0, 3.0, 1.0], [2.0, 3.0, 5.0, 1.0]],
+            [[8.0, 1.0, 9.0, 1.0], [2.0, 3.0, 5.0, 1.0]],
         )
     )
-    # heads' maximum 0.4, 0.3, 0, 0.6; mean of the past (0.4 + 0.3 + 0)/3; means of d/(1-a) 6, 2, 4, 2
-    np.testing.assert_allclose(found, [[0.4 * 6, 0.3 * 2, 0.7 / 3 * 4, 0.6 * 2]], rtol=1e-6)
+    # heads' maximum 0.4, 0.3, 0, 0.6, past mean 0.7/3; d/(1-a), mean of heads, 6, 2, 7, 2, past mean 5
+    np.testing.assert_allclose(found, [[0.4, 0.3, 0.7 / 3 * 7 / 5, 0.6]], rtol=1e-6)
 
 
 def test_the_floor_looks_at_rows_that_are_there_only():
@@ -45,4 +45,5 @@ def test_a_row_with_all_the_attention_is_as_far_as_the_furthest():
     found = RestKVPlus(kernel=1).score(
         observe([[1.0, 0.0, 0.0]] * 2, [[1.0, 0.0, 0.0]] * 2, [[0.0, 5.0, 2.0]] * 2)
     )
-    np.testing.assert_allclose(found, [[5.0, 0.5 * 5, 0.5 * 2]], rtol=1e-6)
+    # d/(1-a) is 5, 5, 2, past mean 5; attention 1, 0, 0, past mean 0.5
+    np.testing.assert_allclose(found, [[1.0, 0.5 * 5 / 5, 0.5 * 2 / 5]], rtol=1e-6)

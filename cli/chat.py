@@ -38,12 +38,7 @@ def chat(
         ),
     ] = None,
     as_json: opt.Json = False,
-    system: Annotated[
-        str | None,
-        typer.Option(
-            "-sys", "--system", metavar="TEXT", help="System prompt; it is never evicted."
-        ),
-    ] = None,
+    system: opt.System = None,
     session: Annotated[
         str | None,
         typer.Option(
@@ -52,12 +47,7 @@ def chat(
             help="Go on with this conversation, or begin it; it is saved after every turn.",
         ),
     ] = None,
-    no_cache: Annotated[
-        bool,
-        typer.Option(
-            "--no-cache", help="Read every text anew, and keep no long one for the next time."
-        ),
-    ] = False,
+    no_cache: opt.NoCache = False,
     budget: opt.Budget = opt.DEFAULT_BUDGET,
     policy: opt.Policy = DEFAULTS.policy,
     allocation: opt.Allocation = DEFAULTS.allocation,

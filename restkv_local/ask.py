@@ -247,14 +247,13 @@ class DocumentReader:
         said: list[str] = []
         finish_reason = "cancelled"
         try:
-            stream = generate(self._llama, logits)
+            stream = generate(self._llama, logits, said)
             while True:
                 try:
                     piece = next(stream)
                 except StopIteration as end:
                     finish_reason = end.value
                     break
-                said.append(piece)
                 if self._engine.counters.seen - n_looked >= _N_LOOKED:
                     attention, n_looked = self._look(attention, n_looked)
                 yield piece

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from restkv_local.completion_options import CompletionOptions, Tokens
-from restkv_local.engine import Counters, Snapshot
+from restkv_local.engine import Counters, Engine, Snapshot
 from restkv_local.errors import ConfigError, InputError
 from restkv_local.guide import ending_guide
 from restkv_local.native import NativeContext
@@ -113,13 +113,16 @@ class Completer:
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
-        self._engine = llama.engine
         self._turns = TurnTaking()
         self._held: _Held | None = None
 
     @property
     def _native(self) -> NativeContext:
         return self._llama.native
+
+    @property
+    def _engine(self) -> Engine:
+        return self._llama.engine
 
     def prompt(self, prompt: str | Sequence[int]) -> Prompt:
         """Read a prompt without turns; its end guides eviction.

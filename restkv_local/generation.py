@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length"]
 
 
-def generate(llama: Llama, logits: F32) -> Generator[str, None, FinishReason]:
+def generate(llama: Llama, logits: F32, said: list[str]) -> Generator[str, None, FinishReason]:
     """Yield an answer piece by piece; its end is returned.
 
     Parameters
@@ -23,6 +23,8 @@ def generate(llama: Llama, logits: F32) -> Generator[str, None, FinishReason]:
         With the prompt in its cache; ``config.n_predict`` limits the answer.
     logits : ndarray of shape (n_vocab,)
         Of the prompt's last token: it may have been read long ago.
+    said : list of str
+        Takes each piece before it is yielded: whoever stops listening has lost nothing.
 
     Returns
     -------
@@ -43,7 +45,9 @@ def generate(llama: Llama, logits: F32) -> Generator[str, None, FinishReason]:
         logits = native.logits()
         n_said += 1
         if piece := stream.feed(native.piece(token)):
+            said.append(piece)
             yield piece
     if rest := stream.finish():
+        said.append(rest)
         yield rest
     return finish_reason

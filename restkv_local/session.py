@@ -14,6 +14,7 @@ from restkv_local.config import Config
 from restkv_local.engine import Engine, Progress, Snapshot
 from restkv_local.errors import ConfigError, InputError, NativeError
 from restkv_local.fingerprint import fingerprint_model
+from restkv_local.generation import generate
 from restkv_local.guide import question_guide
 from restkv_local.model_file import kv_bytes_per_token
 from restkv_local.moments import Moment, Moments
@@ -27,7 +28,6 @@ from restkv_local.session_file import (
     write_session,
 )
 from restkv_local.snapshot_file import tracked_kinds
-from restkv_local.text_stream import TextStream
 from restkv_local.turn import Attachment, Turn
 from restkv_local.types import F32
 
@@ -572,7 +572,7 @@ class ChatSession:
                 if key is not None and kept is None:
                     kept = self._snapshot()
             answer_start = time.perf_counter()
-            yield from self._generate(answer, logits)
+            report.finish_reason = yield from generate(self._llama, logits, answer)
         finally:
             end = time.perf_counter()
             n_new = engine.counters.seen - seen
@@ -665,29 +665,6 @@ class ChatSession:
     def _count_pinned(self) -> int:
         pinned = self._template.pinned_text(_messages(self._system, ()))
         return len(self._template.tokenize(pinned, first=True))
-
-    def _generate(self, answer: list[str], logits: F32) -> Iterator[str]:
-        n_predict = self._engine.config.n_predict
-        stream = TextStream()
-        sampler = self._llama.sampler
-        n_said = 0
-        while n_predict < 0 or n_said < n_predict:
-            # The first token's logits may come from a moment: no token was read after it.
-            token = self._native.sample(sampler) if n_said else sampler.draw(logits)
-            if self._native.is_eog(token):
-                self.report.finish_reason = "stop"
-                break
-            # In the cache before it is said: whoever stops listening leaves both in step.
-            self._engine.step(token)
-            n_said += 1
-            if piece := stream.feed(self._native.piece(token)):
-                answer.append(piece)
-                yield piece
-        else:
-            self.report.finish_reason = "length"
-        if rest := stream.finish():
-            answer.append(rest)
-            yield rest
 
     def _hear(self, rendered: str, content: str, tokens: Sequence[int]) -> str:
         """Note what was read of a prompt that was stopped; return the message as far as it was heard."""

@@ -372,7 +372,9 @@ ggml_tensor * llama_restkv_pool::attend(
         if (hole > 0) {
             ggml_tensor * hidden = ggml_view_1d(ctx, dev.hole, bucket, (bucket - hole)*dev.hole->nb[0]);
             ggml_tensor * first  = ggml_view_2d(ctx, kq_mask, bucket, n_tokens, kq_mask->nb[1], 0);
-            ggml_build_forward_expand(g.gf, ggml_add_inplace(ctx, first, hidden));
+            // Attention reads the mask through the sum: a result that nobody reads keeps its memory until the graph ends.
+            first   = ggml_add_inplace(ctx, first, hidden);
+            kq_mask = ggml_view_2d(ctx, first, n, n_tokens, kq_mask->nb[1], 0);
         }
     }
 

@@ -23,6 +23,7 @@ from restkv_local.guide import question_guide
 from restkv_local.native import library_stamp
 from restkv_local.passages import Passage, TokenMap, find_passages
 from restkv_local.reading_cache import Reading, ReadingCache, reading_key
+from restkv_local.turn_taking import in_turn
 from restkv_local.types import F32, F64
 
 if TYPE_CHECKING:
@@ -225,9 +226,9 @@ class DocumentReader:
             On Ctrl-C; ``answer`` holds what was said so far.
         """
         _check_question(question)
-        return self._answer(question, on_progress)
+        return in_turn(self._llama.turns, self._answer(question, on_progress))
 
-    def _answer(self, question: str, on_progress: OnProgress | None) -> Iterator[str]:
+    def _answer(self, question: str, on_progress: OnProgress | None) -> Generator[str, None, None]:
         prompt = self._prompt(question)
         notes = []
         start = time.perf_counter()

@@ -19,7 +19,7 @@ from restkv_local.guide import ending_guide
 from restkv_local.native import NativeContext
 from restkv_local.native.sampler import Sampler
 from restkv_local.text_stream import TextStream
-from restkv_local.turn_taking import Turn, TurnTaking, taken_over
+from restkv_local.turn_taking import Turn, taken_over
 from restkv_local.types import F32
 
 if TYPE_CHECKING:
@@ -113,7 +113,6 @@ class Completer:
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
-        self._turns = TurnTaking()
         self._held: _Held | None = None
 
     @property
@@ -221,7 +220,7 @@ class Completer:
     def _pieces(
         self, prompt: Prompt, options: CompletionOptions, ending: _Ending
     ) -> Generator[_Piece, None, None]:
-        with self._turns.turn() as turn:
+        with self._llama.turns.turn() as turn:
             with turn.work():
                 if options.seed is not None:
                     self._llama.set_seed(options.seed)
@@ -403,7 +402,7 @@ class Completer:
 
     def reset(self) -> None:
         """Forget every token."""
-        with self._turns.turn() as turn, turn.work():
+        with self._llama.turns.turn() as turn, turn.work():
             self._forget()
 
     def _forget(self) -> None:
@@ -413,7 +412,7 @@ class Completer:
 
     def save(self) -> SavedState:
         """Copy what the cache stands for, its rows and the state of the draws."""
-        with self._turns.turn() as turn, turn.work():
+        with self._llama.turns.turn() as turn, turn.work():
             sampler, held = self._llama.sampler, self._known()
             if held is None:
                 if self._engine.is_open and self._engine.counters.seen:
@@ -432,7 +431,7 @@ class Completer:
             raise InputError(
                 f"load_state() takes what save_state() returned; got {type(state).__name__}"
             )
-        with self._turns.turn() as turn, turn.work():
+        with self._llama.turns.turn() as turn, turn.work():
             engine, sampler = self._engine, self._llama.sampler
             if state._snapshot is None or state._held is None:
                 self._forget()

@@ -449,7 +449,10 @@ class Engine:
         repetition = self._repetition
         if repetition is None or self.policy.track != "repeat":
             return
+        if not repetition.pending:
+            return
         self._track()
+        logits = self.native.logits().copy()
         while repetition.pending:
             probe, n = repetition.probe()
             self._decode(probe, probe=True)
@@ -459,6 +462,8 @@ class Engine:
                 track_native(self.native, "repeat", n, self.counters.seen, figures)
             finally:
                 self._drop_probe(len(probe))
+                # An answer may begin right after: with the text's last token, not the probe's.
+                self.native.logits()[:] = logits
             repetition.advance(n)
 
     def evict(self) -> None:

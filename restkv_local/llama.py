@@ -27,6 +27,7 @@ from restkv_local.native import NativeContext
 from restkv_local.native._library import library_folder
 from restkv_local.reading_cache import ReadingCache
 from restkv_local.session import ChatSession
+from restkv_local.turn_taking import TurnTaking
 from restkv_local.types import Tracked
 from restkv_local.version import __version__
 
@@ -140,6 +141,7 @@ class Llama:
             min_p=config.min_p,
             seed=_choose_seed(config.seed),
         )
+        self.turns = TurnTaking()
         self._completer = Completer(self)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from restkv_local.session_file import (
 )
 from restkv_local.snapshot_file import tracked_kinds
 from restkv_local.turn import Attachment, Turn
+from restkv_local.turn_taking import in_turn
 from restkv_local.types import F32
 
 if TYPE_CHECKING:
@@ -527,11 +528,12 @@ class ChatSession:
 
     def _start(self, request: _Request, on_progress: OnProgress | None) -> Iterator[str]:
         # An empty prompt is refused now, not with the first piece.
-        return self._reply(request, request.turn.content, on_progress)
+        reply = self._reply(request, request.turn.content, on_progress)
+        return in_turn(self._llama.turns, reply)
 
     def _reply(
         self, request: _Request, content: str, on_progress: OnProgress | None
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         self.report = report = TurnReport(self._llama.shape.name, self._llama.version)
         turn, sampler = request.turn, self._llama.sampler
         earlier = self._turns[:-1] if request.replaces else self._turns[:]

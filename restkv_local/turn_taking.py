@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import TypeVar
 
 from restkv_local.errors import BusyError
+
+T = TypeVar("T")
 
 
 class TurnTaking:
@@ -67,6 +70,24 @@ class Turn:
                 raise taken_over()
             self.thread = threading.get_ident()
             yield
+
+
+def in_turn(turns: TurnTaking, stream: Generator[T, None, None]) -> Generator[T, None, None]:
+    """Yield what a stream yields, holding the model from its first piece to its end.
+
+    Raises
+    ------
+    BusyError
+        If another thread holds the model, or a newer call has taken over.
+    """
+    with turns.turn() as turn, closing(stream):
+        while True:
+            with turn.work():
+                try:
+                    piece = next(stream)
+                except StopIteration:
+                    return
+            yield piece
 
 
 def taken_over() -> BusyError:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from restkv_local import ChatSession
-from restkv_local.errors import RestKVError
+from restkv_local.errors import BusyError, RestKVError
 from restkv_local.turn_taking import TurnTaking
 from tests.completions.conftest import TINY, text_of
 
@@ -188,3 +188,25 @@ def test_an_older_turn_that_ends_frees_nothing():
         pass
     assert "busy" in str(in_thread(lambda: turns.turn().__enter__()))
     new.__exit__(None, None, None)
+
+
+def test_a_conversation_takes_its_turn_too(llm):
+    """Another thread is refused while a chat session answers, and the answer is what it would have been."""
+    session = ChatSession(llm)
+    whole = "".join(session.send("what is it?"))
+    session.clear()
+    refused, said = [], []
+    for piece in session.send("what is it?"):
+        said.append(piece)
+        refused.append(in_thread(lambda: llm("other", **OPTIONS)))
+    assert "".join(said) == whole
+    assert refused
+    assert all(isinstance(error, BusyError) for error in refused)
+
+
+def test_a_newer_call_of_the_same_thread_ends_a_conversations_stream(llm):
+    stream = ChatSession(llm).send("what is it?")
+    next(stream)
+    llm("other", **OPTIONS)
+    with pytest.raises(BusyError, match="a newer call has taken"):
+        next(stream)

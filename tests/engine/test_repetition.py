@@ -73,6 +73,16 @@ def test_repeating_leaves_nothing_behind(open_llama, tokens):
     np.testing.assert_array_equal(*found)
 
 
+def test_an_answer_begins_with_the_texts_last_token(open_llama, tokens):
+    """Read whole and evicted at the end: the probe comes last, its logits must not."""
+    full, kvzip = (
+        read(open_llama(MODEL, policy=policy, prefill="full"), tokens(150))
+        for policy in ("full", "kvzip")
+    )
+    assert kvzip.counters.events == 1
+    np.testing.assert_array_equal(kvzip.native.logits(), full.native.logits())
+
+
 def test_a_score_stays_with_its_row_through_evictions(open_llama, tokens):
     llama = open_llama(MODEL, policy="kvzip", allocation="global")
     engine = llama.engine

@@ -12,6 +12,7 @@ from restkv_local.cli.ask import ask
 from restkv_local.cli.bench import bench
 from restkv_local.cli.chat import chat
 from restkv_local.cli.doctor import doctor
+from restkv_local.cli.eval import evaluate
 from restkv_local.cli.info import info
 from restkv_local.cli.plan import plan
 from restkv_local.cli.policies import policies
@@ -32,6 +33,7 @@ app.command()(info)
 app.command()(policies)
 app.command()(plan)
 app.command()(bench)
+app.command("eval")(evaluate)
 app.command()(doctor)
 app.add_typer(sessions, name="sessions")
 

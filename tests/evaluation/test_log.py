@@ -1,0 +1,125 @@
+"""A log is what was added, refuses what it cannot be compared with, and names what is damaged."""
+
+import json
+
+import pytest
+
+from restkv_local.errors import InputError
+from restkv_local.evaluation.grid import FULL, Cell
+from restkv_local.evaluation.log import EvalLog, Item, Record, read_log
+from tests.evaluation.test_report import make_record
+
+CONDITIONS = {"model": "m", "python": "3.11.7", "haystack": None}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "eval.jsonl"
+
+
+def write(path, *records, run=None):
+    log = EvalLog(path, CONDITIONS, run or {"started": "now"})
+    for record in records:
+        log.add(record)
+    return log
+
+
+def refused(path, conditions=CONDITIONS):
+    with pytest.raises(InputError) as error:
+        EvalLog(path, conditions, {})
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_was_added_is_there_again(path):
+    first = make_record(id="1", prediction="é\n\u2028", references=["a"], extra={"depth": 5.0})
+    second = make_record(id="2", cell=FULL)
+    write(path, first)
+    log = write(path, second, run={"started": "later"})
+    assert list(log.records.values()) == [first, second]
+    content = read_log(path)
+    assert (content.records, content.was_cut) == ([first, second], False)
+    assert content.runs == [{"started": "now"}, {"started": "later"}]
+    assert content.conditions == CONDITIONS
+
+
+def test_a_run_that_adds_nothing_leaves_no_line(path):
+    write(path, make_record())
+    before = path.read_bytes()
+    write(path)
+    assert path.read_bytes() == before
+
+
+def test_items_and_cells_that_differ_anywhere_are_different(path):
+    record = make_record()
+    changes = {"task": "t", "family": "f", "id": "9", "length": 9, "seed": 9, "question": "unknown"}
+    changed = [make_record(**{name: value}) for name, value in changes.items()]
+    changed.append(make_record(prompt_hash="other"))
+    fields = {name: getattr(record.cell, name) for name in Cell.__slots__}
+    changed += [make_record(cell=Cell(**{**fields, name: "x"})) for name in fields]
+    keys = {record.key, *(each.key for each in changed)}
+    assert len(keys) == 1 + len(changed) == 1 + len(Item.__slots__) + len(Cell.__slots__)
+
+
+def test_other_conditions_are_refused_by_name(path):
+    write(path)
+    text = refused(path, CONDITIONS | {"python": "3.12.0"})
+    assert "was begun with python='3.11.7', this run has python='3.12.0'" in text
+    assert text.endswith("name another log")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello\n",
+        "[]\n",
+        '{"kind": "other"}\n',
+        '{"kind": "restkv eval, version 1"}\n',
+        "\n",
+        "hello",
+    ],
+)
+def test_another_file_is_refused_and_left_alone(path, text):
+    path.write_text(text)
+    assert "is no log of restkv eval" in refused(path)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "3", '{"task": "niah"}', '{"run": 3}', "\x00", json.dumps({"scores": {"a": "x"}})],
+)
+def test_a_damaged_line_is_named(path, line):
+    write(path, make_record(id="1"))
+    with path.open("a") as stream:
+        stream.write(f"{line}\n{json.dumps(make_record(id='2').to_json())}\n")
+    assert "eval.jsonl, line 4 is no score" in refused(path)
+
+
+def test_a_line_with_fields_too_many_is_named(path):
+    write(path, make_record(id="1"))
+    with path.open("a") as stream:
+        stream.write(json.dumps(make_record(id="2").to_json() | {"more": 1}) + "\n")
+    assert "line 4 is no score" in refused(path)
+
+
+def test_what_is_no_file_is_one_line(tmp_path, path):
+    assert "directory" in refused(tmp_path).lower()
+    assert refused(tmp_path / "none" / "e.jsonl").endswith("name another log")
+    with pytest.raises(InputError, match="No such file"):
+        read_log(path)
+
+
+def test_a_log_that_goes_away_under_a_run_is_one_line(path):
+    log = write(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match="name another log"):
+        log.add(make_record())
+
+
+def test_a_record_reads_what_it_wrote():
+    record = make_record(prediction="x", extra={"errors": [0.5, 1.0]})
+    line = json.loads(json.dumps(record.to_json()))
+    assert list(line)[:4] == ["task", "family", "id", "length"]
+    assert Record.from_json(line) == record

@@ -33,7 +33,7 @@ lint: setup ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/codespell README.md ARCHITECTURE.md CHANGELOG.md restkv_local cli patches/README.md patches/src
 	@# cli/ is installed as restkv_local.cli: show mypy the tree as it is installed
-	@mkdir -p build/types/restkv_local
+	@rm -rf build/types && mkdir -p build/types/restkv_local
 	@ln -sfn $(CURDIR)/restkv_local/* build/types/restkv_local/ && ln -sfn $(CURDIR)/cli build/types/restkv_local/cli
 	MYPYPATH=build/types $(BIN)/mypy -p restkv_local
 	$(BIN)/mypy patches/prepare.py patches/check.py
@@ -55,7 +55,7 @@ stock: setup ## build the unpatched sources once, to compare with
 kvpress: setup ## kept rows beside kvpress, on the same tensors (1.4 GB environment of its own)
 	python3 -m venv build/kvpress && build/kvpress/bin/pip install --quiet -r benchmarks/kvpress/requirements.txt
 	build/kvpress/bin/python benchmarks/kvpress/capture.py \
-		"$$($(BIN)/python -c 'import restkv_local.demo as d; print(d.resolve_model("demo"))')" build/kvpress-capture
+		"$$($(BIN)/python -c 'import restkv_local.model.demo as d; print(d.resolve_model("demo"))')" build/kvpress-capture
 	$(BIN)/python benchmarks/kvpress/overlap.py build/kvpress-capture
 
 patches-check: setup ## the series applies to the pin and exports to itself

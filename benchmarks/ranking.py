@@ -30,7 +30,7 @@ from prose import document
 
 from restkv_local import Llama
 from restkv_local.allocators.registry import ALLOCATORS
-from restkv_local.chat_template import ChatTemplate
+from restkv_local.chat.chat_template import ChatTemplate
 from restkv_local.engine import Engine, Snapshot
 from restkv_local.errors import ConfigError
 from restkv_local.policies.registry import POLICIES

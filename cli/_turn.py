@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 from restkv_local.cli._console import PrefillBar, print_note, show_status
 
 if TYPE_CHECKING:
+    from restkv_local.chat.session import ChatSession
+    from restkv_local.chat.session_file import SavedSession
     from restkv_local.documents import Document
     from restkv_local.llama import Llama
-    from restkv_local.session import ChatSession
-    from restkv_local.session_file import SavedSession
     from restkv_local.types import Tracked
 
 
@@ -77,8 +77,8 @@ def open_session(
     if not can_undo:
         settings = {**settings, "undo_mib": 0}
     with open_model(model, settings, verbose=verbose) as llama:
-        from restkv_local.reading_cache import ReadingCache
-        from restkv_local.session import ChatSession
+        from restkv_local.chat.session import ChatSession
+        from restkv_local.storage.reading_cache import ReadingCache
 
         session = ChatSession(llama, system=system, readings=ReadingCache() if use_cache else None)
         if saved is not None:

@@ -22,7 +22,7 @@ from restkv_local.cli._turn import open_model, run_answer
 from restkv_local.config import DEFAULTS
 
 if TYPE_CHECKING:
-    from restkv_local.ask import Answer, DocumentReader
+    from restkv_local.chat.ask import Answer, DocumentReader
     from restkv_local.documents import Document
 
 MODE_NAMES = Literal["auto", "per-question", "shared", "ingest"]
@@ -97,9 +97,9 @@ def ask(
     documents = read_documents(files)
 
     # Imported here: `--help` must not wait for NumPy.
-    from restkv_local.ask import DocumentReader
-    from restkv_local.demo import resolve_model
-    from restkv_local.reading_cache import ReadingCache
+    from restkv_local.chat.ask import DocumentReader
+    from restkv_local.model.demo import resolve_model
+    from restkv_local.storage.reading_cache import ReadingCache
 
     readings = None if no_cache else ReadingCache()
     path = resolve_model(model)

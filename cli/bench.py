@@ -188,7 +188,7 @@ def bench(
     from restkv_local.bench.plot import draw_bench
     from restkv_local.bench.report import BenchReport
     from restkv_local.bench.runner import BenchPlan, run_bench
-    from restkv_local.model_file import check_supported, read_model
+    from restkv_local.model.model_file import check_supported, read_model
     from restkv_local.plots import check_plots
 
     caches = choose_caches(
@@ -245,8 +245,8 @@ def read_depths(texts: list[str] | None) -> list[int]:
 
 def find_model(model: str | None, shape: str | None, **options: Any) -> Path:
     """Return the file to measure; a synthetic one is written first if need be, and its size said."""
-    from restkv_local.demo import resolve_model
-    from restkv_local.synthetic_model import ensure_synthetic
+    from restkv_local.model.demo import resolve_model
+    from restkv_local.model.synthetic_model import ensure_synthetic
 
     def announce(path: Path, n_bytes: int) -> None:
         print_note(f"writing {format_bytes(n_bytes)} of random weights to {path}", style="dim")

@@ -16,9 +16,9 @@ from restkv_local.config import DEFAULTS
 from restkv_local.errors import ConfigError
 
 if TYPE_CHECKING:
+    from restkv_local.chat.session import ChatSession
+    from restkv_local.chat.session_file import SavedSession
     from restkv_local.documents import Document
-    from restkv_local.session import ChatSession
-    from restkv_local.session_file import SavedSession
 
 
 def chat(
@@ -111,7 +111,7 @@ def chat(
         # As in llama.cpp, a file alone is the prompt.
         text, documents = "\n\n".join(document.text for document in documents), []
 
-    from restkv_local.demo import resolve_model
+    from restkv_local.model.demo import resolve_model
 
     file_model = resolve_model(model)
     path = saved = None
@@ -124,7 +124,7 @@ def chat(
             for name, value in settings.items()
             if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
         }
-        from restkv_local.session_file import merge_settings
+        from restkv_local.chat.session_file import merge_settings
 
         settings = {**settings, **merge_settings(saved.config, changes)}
         system = saved.system
@@ -159,8 +159,8 @@ def find_session(name: str, model: Path, system: str | None) -> tuple[Path, Save
     ConfigError
         If the name cannot be one, or another system prompt is asked for.
     """
-    from restkv_local.fingerprint import fingerprint_model
-    from restkv_local.session_file import read_session, session_path
+    from restkv_local.chat.session_file import read_session, session_path
+    from restkv_local.storage.fingerprint import fingerprint_model
 
     path = session_path(name)
     if not path.exists():

@@ -253,13 +253,13 @@ def evaluate(
     settings = opt.read_settings(ctx)
 
     # Imported here: `--help` must not wait for NumPy.
-    from restkv_local.demo import resolve_model
     from restkv_local.evaluation.framing import Framing
     from restkv_local.evaluation.grid import make_cells
     from restkv_local.evaluation.log import EvalLog, LogContent
     from restkv_local.evaluation.metadata import collect_conditions, describe_run
     from restkv_local.evaluation.plots import check_folder
     from restkv_local.evaluation.runner import EvalPlan, check_tasks, run_eval
+    from restkv_local.model.demo import resolve_model
 
     check_tasks(tasks)
     plan = EvalPlan(

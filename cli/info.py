@@ -9,7 +9,7 @@ from restkv_local.cli._console import format_bytes, print_json, stdout_console
 
 from restkv_local.config import DEFAULTS, Config, parse_budget, resolve_budget
 from restkv_local.errors import UnsupportedModelError
-from restkv_local.model_file import (
+from restkv_local.model.model_file import (
     ROW_PAD,
     ModelShape,
     check_supported,
@@ -35,7 +35,7 @@ def info(
     as_json: opt.Json = False,
 ) -> None:
     """Show a model's shape and its KV memory with and without a budget, without loading it."""
-    from restkv_local.demo import resolve_model
+    from restkv_local.model.demo import resolve_model
 
     config = Config(
         budget=budget,

@@ -97,7 +97,7 @@ def plan(
     settings.update(policy=names[0], prefill="full")
 
     # Imported here: `--help` must not wait for NumPy.
-    from restkv_local.demo import resolve_model
+    from restkv_local.model.demo import resolve_model
     from restkv_local.plan_report import plan_policies, read_whole, tracked_by
     from restkv_local.plots import check_plots, draw_plans
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+    from restkv_local.chat.session import ChatSession
     from restkv_local.documents import Document
-    from restkv_local.session import ChatSession
 
 PROMPT = ">>> "
 CONTINUATION = "... "

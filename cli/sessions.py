@@ -26,7 +26,7 @@ Name = Annotated[
 @sessions.command("list")
 def list_(as_json: opt.Json = False) -> None:
     """List the sessions, the one used last first."""
-    from restkv_local.session_file import list_sessions, sessions_folder
+    from restkv_local.chat.session_file import list_sessions, sessions_folder
 
     summaries = [_summary(path) for path in list_sessions()]
     if as_json:
@@ -41,7 +41,7 @@ def list_(as_json: opt.Json = False) -> None:
 @sessions.command()
 def show(name: Name, as_json: opt.Json = False) -> None:
     """Show what a session is about: model, turns, documents, size."""
-    from restkv_local.session_file import read_summary
+    from restkv_local.chat.session_file import read_summary
 
     summary = read_summary(_existing(name))
     if as_json:
@@ -79,7 +79,7 @@ def rm(
 
 
 def _existing(name: str) -> Path:
-    from restkv_local.session_file import list_sessions, session_path
+    from restkv_local.chat.session_file import list_sessions, session_path
 
     path = session_path(name)
     if not path.is_file():
@@ -89,7 +89,7 @@ def _existing(name: str) -> Path:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    from restkv_local.session_file import read_summary
+    from restkv_local.chat.session_file import read_summary
 
     try:
         return read_summary(path)

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Any
 from restkv_local.version import __version__
 
 if TYPE_CHECKING:
+    from restkv_local.chat.session import ChatSession
     from restkv_local.config import Config
     from restkv_local.errors import RestKVError
     from restkv_local.llama import Llama
-    from restkv_local.session import ChatSession
 
 __all__ = ["ChatSession", "Config", "Llama", "RestKVError", "__version__"]
 
-_HOMES = {"ChatSession": "session", "Config": "config", "Llama": "llama", "RestKVError": "errors"}
+_HOMES = {
+    "ChatSession": "chat.session",
+    "Config": "config",
+    "Llama": "llama",
+    "RestKVError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:

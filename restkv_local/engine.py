@@ -15,7 +15,7 @@ from restkv_local.allocators.base import Allocator, Demand
 from restkv_local.allocators.registry import make_allocator
 from restkv_local.config import Config, check_budget, parse_budget, resolve_budget
 from restkv_local.errors import ConfigError, NativeError
-from restkv_local.model_file import (
+from restkv_local.model.model_file import (
     ROW_PAD,
     ModelShape,
     kv_bytes_per_token,
@@ -23,6 +23,7 @@ from restkv_local.model_file import (
     supported_positions,
     swa_cache_bytes,
 )
+from restkv_local.model.output_factors import fold_v_rotation, load_output_factors
 from restkv_local.native import NativeContext
 from restkv_local.observe import (
     QueryMoments,
@@ -32,7 +33,6 @@ from restkv_local.observe import (
     observe_numpy,
     track_native,
 )
-from restkv_local.output_factors import fold_v_rotation, load_output_factors
 from restkv_local.planning import plan_eviction, protect_rows, rankable
 from restkv_local.policies.base import Policy, observes_attention
 from restkv_local.policies.registry import make_policy

@@ -12,22 +12,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from restkv_local.ask import Answer, Mode, ask
-from restkv_local.chat_completions import ChatCompleter, choose_grammar, refuse_tools
-from restkv_local.completion_options import CompletionOptions, LogitsProcessor, StoppingCriterion
-from restkv_local.completions import Completer, Completion, SavedState
+from restkv_local.chat.ask import Answer, Mode, ask
+from restkv_local.chat.session import ChatSession
+from restkv_local.chat.turn_taking import TurnTaking
+from restkv_local.compat.chat_completions import ChatCompleter, choose_grammar, refuse_tools
+from restkv_local.compat.completion_options import (
+    CompletionOptions,
+    LogitsProcessor,
+    StoppingCriterion,
+)
+from restkv_local.compat.completions import Completer, Completion, SavedState
+from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
 from restkv_local.config import Config, parse_budget
-from restkv_local.demo import resolve_model
 from restkv_local.documents import Document
 from restkv_local.engine import Engine, EvictionEvent, Progress
 from restkv_local.errors import ConfigError, InputError, LibraryNotFoundError
-from restkv_local.llama_cpp_options import read_llama_cpp_options
-from restkv_local.model_file import check_supported, read_model
+from restkv_local.model.demo import resolve_model
+from restkv_local.model.model_file import check_supported, read_model
 from restkv_local.native import NativeContext
 from restkv_local.native._library import library_folder
-from restkv_local.reading_cache import ReadingCache
-from restkv_local.session import ChatSession
-from restkv_local.turn_taking import TurnTaking
+from restkv_local.storage.reading_cache import ReadingCache
 from restkv_local.types import Tracked
 from restkv_local.version import __version__
 
@@ -193,7 +197,7 @@ class Llama:
         questions : str or sequence of str
             Answered in this order.
         mode : {"auto", "per-question", "shared", "ingest"}
-            How often to read; see :class:`~restkv_local.ask.DocumentReader`.
+            How often to read; see :class:`~restkv_local.chat.ask.DocumentReader`.
         system : str, optional
             System prompt; it is never evicted.
         readings : ReadingCache, optional
@@ -294,7 +298,7 @@ class Llama:
             Whether to return a generator of chunks; the last one has the ``finish_reason`` and ``"kv"``. Their
             texts joined are the text of the whole result, with ``echo`` too.
         stop, logprobs, echo, seed, grammar, logit_bias, stopping_criteria, logits_processor
-            See :class:`~restkv_local.completion_options.CompletionOptions`.
+            See :class:`~restkv_local.compat.completion_options.CompletionOptions`.
         temperature, top_k, top_p, min_p, typical_p, repeat_penalty, frequency_penalty, presence_penalty
             See :class:`~restkv_local.native.sampler.Sampler`.
         model : str, optional

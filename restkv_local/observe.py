@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from restkv_local import reference
+from restkv_local.model.output_factors import hadamard
 from restkv_local.native import NativeContext, _bindings
-from restkv_local.output_factors import hadamard
 from restkv_local.types import (
     F32,
     F64,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from restkv_local.chat.session import ChatSession
 from restkv_local.policies.registry import make_policy
-from restkv_local.session import ChatSession
 from restkv_local.types import F64, Bool, EvictionPlan, Tracked
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ def _library_problem():
 
 
 def _demo_problem():
-    from restkv_local.demo import resolve_model
+    from restkv_local.model.demo import resolve_model
 
     try:
         resolve_model("demo")

@@ -2,7 +2,7 @@
 
     python -m venv build/kvpress
     build/kvpress/bin/pip install -r benchmarks/kvpress/requirements.txt
-    MODEL=$(.venv/bin/python -c "import restkv_local.demo as d; print(d.resolve_model('demo'))")
+    MODEL=$(.venv/bin/python -c "import restkv_local.model.demo as d; print(d.resolve_model('demo'))")
     build/kvpress/bin/python benchmarks/kvpress/capture.py $MODEL build/kvpress-capture
     .venv/bin/python benchmarks/kvpress/overlap.py build/kvpress-capture
 

@@ -25,7 +25,7 @@ from restkv_local.allocators.ada import Ada
 from restkv_local.allocators.base import Allocator, Demand
 from restkv_local.allocators.pyramid import Pyramid
 from restkv_local.allocators.uniform import Uniform
-from restkv_local.output_factors import factor_gram
+from restkv_local.model.output_factors import factor_gram
 from restkv_local.planning import plan_eviction, protect_rows
 from restkv_local.policies.base import Policy, reduce_groups
 from restkv_local.policies.criticalkv import CriticalKV

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from restkv_local.errors import InputError
-from restkv_local.gguf_header import show_path
+from restkv_local.model.gguf_header import show_path
 
 _KIND: Final = "restkv bench, version 1"
 

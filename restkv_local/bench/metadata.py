@@ -9,9 +9,9 @@ from typing import Any
 
 import psutil
 
-from restkv_local.fingerprint import fingerprint_model
-from restkv_local.model_file import ModelShape
+from restkv_local.model.model_file import ModelShape
 from restkv_local.native import library_info
+from restkv_local.storage.fingerprint import fingerprint_model
 from restkv_local.version import __version__
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from restkv_local.chat.text_stream import TextStream
 from restkv_local.engine import Engine
 from restkv_local.errors import InputError
 from restkv_local.evaluation.framing import Framing
@@ -18,7 +19,6 @@ from restkv_local.evaluation.metrics.registry import score_sample
 from restkv_local.evaluation.reading import OnFailure, Passage, Reader
 from restkv_local.evaluation.sample import Sample
 from restkv_local.evaluation.tasks.base import Request, Task
-from restkv_local.text_stream import TextStream
 from restkv_local.types import F32
 
 Question = Literal["aware", "unknown"]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from restkv_local.chat_template import ChatTemplate
+from restkv_local.chat.chat_template import ChatTemplate
+from restkv_local.chat.guide import ending_guide, question_guide
 from restkv_local.config import Config
 from restkv_local.errors import InputError
 from restkv_local.evaluation.sample import Sample
-from restkv_local.guide import ending_guide, question_guide
 from restkv_local.llama import Llama
 
 # Stands for the user's text: a template that trims what it is given would trim blank lines that belong to a sample.

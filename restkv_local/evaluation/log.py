@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from restkv_local.errors import InputError
 from restkv_local.evaluation.grid import Cell
-from restkv_local.gguf_header import show_path
+from restkv_local.model.gguf_header import show_path
 
 _KIND: Final = "restkv eval, version 1"
 

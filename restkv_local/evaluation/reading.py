@@ -14,7 +14,7 @@ from restkv_local.engine import Engine
 from restkv_local.errors import ConfigError, RestKVError
 from restkv_local.evaluation.grid import Cell
 from restkv_local.llama import Llama
-from restkv_local.model_file import check_supported, kv_bytes_per_token
+from restkv_local.model.model_file import check_supported, kv_bytes_per_token
 from restkv_local.plan_report import tracked_by
 from restkv_local.types import F32
 

@@ -5,10 +5,10 @@ from contextlib import closing
 import pytest
 
 from restkv_local import ChatSession
-from restkv_local.ask import DocumentReader, ask
+from restkv_local.chat.ask import DocumentReader, ask
 from restkv_local.documents import parse_document
 from restkv_local.errors import ConfigError, InputError
-from restkv_local.reading_cache import ReadingCache
+from restkv_local.storage.reading_cache import ReadingCache
 from tests.session.conversation import MODEL, SWA, prose
 
 pytestmark = pytest.mark.native

@@ -9,7 +9,7 @@ from restkv_local.bench.cell import measure
 from restkv_local.bench.profile import PARTS, Profile
 from restkv_local.bench.text import tokenize_text
 from restkv_local.errors import ConfigError
-from restkv_local.model_file import kv_bytes_per_token, read_model
+from restkv_local.model.model_file import kv_bytes_per_token, read_model
 from tests import builders
 
 pytestmark = pytest.mark.native

@@ -7,7 +7,7 @@ import pytest
 
 from restkv_local.bench import metadata
 from restkv_local.bench.metadata import collect_metadata, find_commit
-from restkv_local.model_file import read_model
+from restkv_local.model.model_file import read_model
 from tests import builders
 
 

@@ -11,8 +11,8 @@ from gguf.quants import dequantize
 
 from restkv_local import Llama
 from restkv_local.errors import ConfigError, ModelError
-from restkv_local.model_file import check_supported, kv_bytes_per_token, read_model
-from restkv_local.synthetic_model import (
+from restkv_local.model.model_file import check_supported, kv_bytes_per_token, read_model
+from restkv_local.model.synthetic_model import (
     SHAPES,
     SMALL_VOCAB,
     SyntheticShape,
@@ -172,7 +172,7 @@ WRITE_LIMITED = f"""
 import resource, sys
 from pathlib import Path
 from restkv_local.errors import ModelError
-from restkv_local.synthetic_model import SyntheticShape, write_synthetic
+from restkv_local.model.synthetic_model import SyntheticShape, write_synthetic
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
     write_synthetic({TINY!r}, Path(sys.argv[1]))
@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("restkv_local.synthetic_model._draw", interrupt)
+    monkeypatch.setattr("restkv_local.model.synthetic_model._draw", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(TINY, tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from restkv_local.cli.main import main
 
-from restkv_local.synthetic_model import SHAPES, SyntheticShape
+from restkv_local.model.synthetic_model import SHAPES, SyntheticShape
 from tests import builders
 
 SMALL = ("-d", "64,400", "-p", "32", "-n", "4", "-r", "1", "--budget", "64", "-ub", "64", "-t", "1")

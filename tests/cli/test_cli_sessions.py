@@ -9,7 +9,7 @@ from restkv_local.cli.main import chat_main, main
 from restkv_local.cli.repl import HELP, Repl
 
 from restkv_local import ChatSession, Llama
-from restkv_local.session_file import session_path
+from restkv_local.chat.session_file import session_path
 from tests import builders
 
 pytestmark = pytest.mark.native
@@ -315,7 +315,7 @@ def test_pty_the_old_question_stands_ready_to_be_changed(model, monkeypatch):
         child.expect(pexpect.EOF)
     finally:
         child.close(force=True)
-    from restkv_local.session_file import read_session
+    from restkv_local.chat.session_file import read_session
 
     (turn,) = read_session(session_path("sea")).turns
     assert turn.question == "why not"

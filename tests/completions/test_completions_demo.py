@@ -20,7 +20,7 @@ DOCUMENT = f"{FILLER * 5}The code of the harbour safe is {NUMBER}. {FILLER * 20}
 QUESTION = "What is the code of the harbour safe?"
 
 
-@pytest.mark.parametrize("name", ["llama", "text_stream"])
+@pytest.mark.parametrize("name", ["llama", "chat.text_stream"])
 def test_the_examples_in_the_docstrings_run(name):
     result = doctest.testmod(importlib.import_module(f"restkv_local.{name}"))
     assert result.failed == 0

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from restkv_local import Llama
+from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
 from restkv_local.config import Config
 from restkv_local.errors import ConfigError, InputError
-from restkv_local.llama_cpp_options import read_llama_cpp_options
 from tests.completions.conftest import TINY
 
 pytestmark = pytest.mark.native

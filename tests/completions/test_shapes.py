@@ -50,7 +50,7 @@ def test_other_methods_take_the_same_parameters(theirs, name):
 
 
 def test_every_constructor_option_of_theirs_is_known(theirs):
-    from restkv_local.llama_cpp_options import read_llama_cpp_options
+    from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
 
     parameters = inspect.signature(theirs.Llama.__init__).parameters.values()
     own = {"self", "kwargs", "model_path", "n_ctx", "verbose", "last_n_tokens_size"}

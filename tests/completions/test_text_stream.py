@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restkv_local.text_stream import TextStream
+from restkv_local.chat.text_stream import TextStream
 
 # Few letters, of one to four bytes, so that stop strings overlap themselves and each other.
 ALPHABET = "abé☺𝄞"

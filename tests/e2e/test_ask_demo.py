@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from restkv_local import Llama
-from restkv_local.ask import ask
+from restkv_local.chat.ask import ask
 from restkv_local.documents import parse_document
 
 pytestmark = [pytest.mark.native, pytest.mark.model]

@@ -68,7 +68,7 @@ def test_a_budget_that_holds_everything_equals_the_unpatched_build(tmp_path, typ
     """The stock library comes from `make stock`: the same pin, compiled without the series."""
     from pathlib import Path
 
-    from restkv_local.demo import resolve_model
+    from restkv_local.model.demo import resolve_model
 
     stock = Path(__file__).parents[2] / "build" / "stock" / "bin"
     if not stock.exists():

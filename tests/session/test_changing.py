@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from restkv_local import ChatSession
+from restkv_local.chat.session_file import read_session, write_session
 from restkv_local.errors import ConfigError, SessionFileError
-from restkv_local.session_file import read_session, write_session
 from tests.session.conversation import MODEL, SWA, assert_same_cache, cache, prose, say, talk
 
 pytestmark = pytest.mark.native

@@ -17,19 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from restkv_local import container
-from restkv_local.config import Config
-from restkv_local.container import read_container, read_meta, write_container
-from restkv_local.errors import ConfigError, RestKVError, SessionFileError
-from restkv_local.fingerprint import fingerprint_model
-from restkv_local.session_file import (
+from restkv_local.chat.session_file import (
     SavedSession,
     merge_settings,
     read_session,
     session_path,
     write_session,
 )
-from restkv_local.turn import Attachment, Turn
+from restkv_local.chat.turn import Attachment, Turn
+from restkv_local.config import Config
+from restkv_local.errors import ConfigError, RestKVError, SessionFileError
+from restkv_local.storage import container
+from restkv_local.storage.container import read_container, read_meta, write_container
+from restkv_local.storage.fingerprint import fingerprint_model
 from tests import builders
 
 ARRAYS = {
@@ -254,7 +254,7 @@ WRITE_ON = """
 import sys
 from pathlib import Path
 import numpy as np
-from restkv_local.container import write_container
+from restkv_local.storage.container import write_container
 print("ready", flush=True)
 i = 0
 while True:

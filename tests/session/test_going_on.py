@@ -20,7 +20,7 @@ OPTIONS = {
 GO_ON = """
 import dataclasses, json, sys
 from restkv_local import ChatSession, Llama
-from restkv_local.session_file import read_session
+from restkv_local.chat.session_file import read_session
 saved = read_session(sys.argv[2])
 with Llama(sys.argv[1], **{**dataclasses.asdict(saved.config), "n_threads": 1}) as llama:
     session = ChatSession(llama)

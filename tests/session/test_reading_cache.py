@@ -10,9 +10,9 @@ from restkv_local.config import Config
 from restkv_local.engine import Counters, Snapshot
 from restkv_local.errors import ConfigError
 from restkv_local.observe import QueryMoments
-from restkv_local.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
 from restkv_local.repetition import Repetition
 from restkv_local.row_table import RowSnapshot
+from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
 from tests.session.conversation import MODEL, assert_same_cache, cache, prose, say, talk
 
 OPTIONS = {"budget": 96, "n_predict": 16, "seed": 3, "temp": 0.8, "n_ubatch": 256}

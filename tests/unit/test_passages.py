@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restkv_local.chat.passages import TokenMap, find_passages
 from restkv_local.documents import parse_document
 from restkv_local.errors import InputError
-from restkv_local.passages import TokenMap, find_passages
 
 TEXT = "\n".join(f"Line {i} says that the harbour is grey. It rains on day {i}." for i in range(40))
 

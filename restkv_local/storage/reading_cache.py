@@ -15,11 +15,11 @@ from typing import Final
 from platformdirs import user_cache_path
 
 from restkv_local.config import Config, parse_budget
-from restkv_local.container import read_container, write_container
 from restkv_local.engine import Snapshot
 from restkv_local.errors import ConfigError, SessionFileError
-from restkv_local.gguf_header import show_path
-from restkv_local.snapshot_file import pack_snapshot, unpack_snapshot
+from restkv_local.model.gguf_header import show_path
+from restkv_local.storage.container import read_container, write_container
+from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
 from restkv_local.types import F32
 
 KIND: Final = "reading"

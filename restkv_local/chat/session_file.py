@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from platformdirs import user_data_path
 
+from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.config import Config
-from restkv_local.container import read_container, read_meta, write_container
 from restkv_local.engine import Snapshot
 from restkv_local.errors import ConfigError, SessionFileError
-from restkv_local.gguf_header import show_path
-from restkv_local.snapshot_file import pack_snapshot, unpack_snapshot
-from restkv_local.turn import Attachment, Turn
+from restkv_local.model.gguf_header import show_path
+from restkv_local.storage.container import read_container, read_meta, write_container
+from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
 
 KIND: Final = "session"
 SUFFIX: Final = ".restkv"
@@ -40,7 +40,7 @@ class SavedSession:
     Attributes
     ----------
     model, fingerprint : str
-        Name of the model and :func:`~restkv_local.fingerprint.fingerprint_model` of its file.
+        Name of the model and :func:`~restkv_local.storage.fingerprint.fingerprint_model` of its file.
     library : str
         The library that made the cache; another one does not read it.
     config : Config

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from restkv_local.completion_options import CompletionOptions, Tokens
+from restkv_local.chat.guide import ending_guide
+from restkv_local.chat.text_stream import TextStream
+from restkv_local.chat.turn_taking import Turn, taken_over
+from restkv_local.compat.completion_options import CompletionOptions, Tokens
 from restkv_local.engine import Counters, Engine, Snapshot
 from restkv_local.errors import ConfigError, InputError
-from restkv_local.guide import ending_guide
 from restkv_local.native import NativeContext
 from restkv_local.native.sampler import Sampler
-from restkv_local.text_stream import TextStream
-from restkv_local.turn_taking import Turn, taken_over
 from restkv_local.types import F32
 
 if TYPE_CHECKING:

@@ -9,27 +9,27 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restkv_local.chat_template import ChatTemplate, Message
-from restkv_local.config import Config
-from restkv_local.engine import Engine, Progress, Snapshot
-from restkv_local.errors import ConfigError, InputError, NativeError
-from restkv_local.fingerprint import fingerprint_model
-from restkv_local.generation import generate
-from restkv_local.guide import question_guide
-from restkv_local.model_file import kv_bytes_per_token
-from restkv_local.moments import Moment, Moments
-from restkv_local.native import library_stamp
-from restkv_local.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
-from restkv_local.session_file import (
+from restkv_local.chat.chat_template import ChatTemplate, Message
+from restkv_local.chat.generation import generate
+from restkv_local.chat.guide import question_guide
+from restkv_local.chat.moments import Moment, Moments
+from restkv_local.chat.session_file import (
     RUNTIME,
     SavedSession,
     merge_settings,
     read_session,
     write_session,
 )
-from restkv_local.snapshot_file import tracked_kinds
-from restkv_local.turn import Attachment, Turn
-from restkv_local.turn_taking import in_turn
+from restkv_local.chat.turn import Attachment, Turn
+from restkv_local.chat.turn_taking import in_turn
+from restkv_local.config import Config
+from restkv_local.engine import Engine, Progress, Snapshot
+from restkv_local.errors import ConfigError, InputError, NativeError
+from restkv_local.model.model_file import kv_bytes_per_token
+from restkv_local.native import library_stamp
+from restkv_local.storage.fingerprint import fingerprint_model
+from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
+from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.types import F32
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Literal
 
-from restkv_local.text_stream import TextStream
+from restkv_local.chat.text_stream import TextStream
 from restkv_local.types import F32
 
 if TYPE_CHECKING:

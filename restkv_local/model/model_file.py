@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from restkv_local.architectures import REFUSED, VERIFIED, Architecture, RopeType
 from restkv_local.errors import ConfigError, ModelError, UnsupportedModelError
-from restkv_local.gguf_header import (
+from restkv_local.model.architectures import REFUSED, VERIFIED, Architecture, RopeType
+from restkv_local.model.gguf_header import (
     Header,
     TypedValue,
     get_array,

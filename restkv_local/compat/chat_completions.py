@@ -8,11 +8,11 @@ from contextlib import closing
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from restkv_local.chat_template import ChatTemplate, Message
-from restkv_local.completion_options import CompletionOptions
-from restkv_local.completions import Completer, Completion, Prompt
+from restkv_local.chat.chat_template import ChatTemplate, Message
+from restkv_local.chat.guide import question_guide
+from restkv_local.compat.completion_options import CompletionOptions
+from restkv_local.compat.completions import Completer, Completion, Prompt
 from restkv_local.errors import ConfigError, InputError
-from restkv_local.guide import question_guide
 
 if TYPE_CHECKING:
     from restkv_local.llama import Llama

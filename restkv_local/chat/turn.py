@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from restkv_local.chat_template import Message
+from restkv_local.chat.chat_template import Message
 from restkv_local.errors import InputError
 
 

@@ -24,8 +24,8 @@ from gguf.quants import dequantize
 from platformdirs import user_cache_path
 
 from restkv_local.errors import ModelError, UnsupportedModelError
-from restkv_local.gguf_header import Header, TensorInfo, read_header, show_path
-from restkv_local.model_file import ModelShape
+from restkv_local.model.gguf_header import Header, TensorInfo, read_header, show_path
+from restkv_local.model.model_file import ModelShape
 from restkv_local.types import F32
 
 HADAMARD_SIZE = 64  # llama.cpp rotates V in blocks of 64, whatever the head size

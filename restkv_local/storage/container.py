@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from restkv_local.errors import SessionFileError
-from restkv_local.gguf_header import show_path
+from restkv_local.model.gguf_header import show_path
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

@@ -18,7 +18,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from platformdirs import user_cache_path
 
 from restkv_local.errors import ConfigError, ModelError
-from restkv_local.gguf_header import show_path
+from restkv_local.model.gguf_header import show_path
 
 Weights = Literal["q4_0", "q8_0", "f16"]
 Vocabulary = Literal["full", "small"]

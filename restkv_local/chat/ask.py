@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from restkv_local.chat_template import ChatTemplate, Message
+from restkv_local.chat.chat_template import ChatTemplate, Message
+from restkv_local.chat.generation import generate
+from restkv_local.chat.guide import question_guide
+from restkv_local.chat.passages import Passage, TokenMap, find_passages
+from restkv_local.chat.turn_taking import in_turn
 from restkv_local.config import DEFAULTS
 from restkv_local.documents import Document, parse_document, read_document
 from restkv_local.engine import Progress
 from restkv_local.errors import ConfigError, InputError, NativeError
-from restkv_local.fingerprint import fingerprint_model
-from restkv_local.generation import generate
-from restkv_local.guide import question_guide
 from restkv_local.native import library_stamp
-from restkv_local.passages import Passage, TokenMap, find_passages
-from restkv_local.reading_cache import Reading, ReadingCache, reading_key
-from restkv_local.turn_taking import in_turn
+from restkv_local.storage.fingerprint import fingerprint_model
+from restkv_local.storage.reading_cache import Reading, ReadingCache, reading_key
 from restkv_local.types import F32, F64
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""llama-cpp-python's calls, options and dicts."""

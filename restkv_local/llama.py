@@ -1,20 +1,17 @@
-"""The model as Python users hold it: check, load, configure, answer, free."""
+"""The model as Python users hold it: documents, conversations, and llama-cpp-python's calls."""
 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 from restkv_local.chat.ask import Answer, Mode, ask
 from restkv_local.chat.session import ChatSession
-from restkv_local.chat.turn_taking import TurnTaking
 from restkv_local.compat.chat_completions import ChatCompleter, choose_grammar, refuse_tools
 from restkv_local.compat.completion_options import (
     CompletionOptions,
@@ -25,22 +22,19 @@ from restkv_local.compat.completions import Completer, Completion, SavedState
 from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
 from restkv_local.config import Config, parse_budget
 from restkv_local.documents import Document
-from restkv_local.engine import Engine, EvictionEvent, Progress
+from restkv_local.engine import EvictionEvent, Progress
 from restkv_local.errors import ConfigError, InputError, LibraryNotFoundError
-from restkv_local.model.demo import resolve_model
-from restkv_local.model.model_file import check_supported, read_model
-from restkv_local.native import NativeContext
+from restkv_local.loaded_model import LoadedModel
 from restkv_local.native._library import library_folder
 from restkv_local.storage.reading_cache import ReadingCache
 from restkv_local.types import Tracked
-from restkv_local.version import __version__
 
 # Scripts import more from llama_cpp than its Llama, and whoever is first chooses the library.
 with suppress(LibraryNotFoundError):
     os.environ["LLAMA_CPP_LIB_PATH"] = str(library_folder())
 
 
-class Llama:
+class Llama(LoadedModel):
     r"""A GGUF model with a bounded KV cache, called like ``llama_cpp.Llama``.
 
     A script for llama-cpp-python runs with this class: leave ``n_ctx`` out, give a ``budget``. Every result
@@ -99,8 +93,6 @@ class Llama:
     >>> llm.close()
     """
 
-    version = __version__
-
     def __init__(
         self,
         model_path: str | Path,
@@ -112,54 +104,16 @@ class Llama:
         verbose: bool = False,
         **options: Any,
     ) -> None:
-        self.config = _make_config(options)
+        config = _make_config(options)
         if type(last_n_tokens_size) is not int or last_n_tokens_size < 0:
             raise ConfigError(
                 "last_n_tokens_size must be a whole number of at least 0;"
                 f" got last_n_tokens_size={last_n_tokens_size!r}"
             )
-        self.model_path = str(model_path)
-        self.on_progress = on_progress
-        self.last_n_tokens_size = last_n_tokens_size
-        self.verbose = verbose
-        path = resolve_model(model_path)
-        self.shape = read_model(path)
-        check_supported(
-            self.shape,
-            type_k=self.config.type_k,
-            type_v=self.config.type_v,
-            positions=self.config.positions,
+        super().__init__(
+            model_path, config, on_evict=on_evict, also_track=also_track, verbose=verbose
         )
-        self._native = NativeContext(path, n_gpu_layers=self.config.n_gpu_layers, verbose=verbose)
-        self._is_closed = False
-        try:
-            self.engine = Engine(self.native, self.shape, self.config, on_evict, also_track)
-        except BaseException:
-            self._native.close()
-            raise
-        config = self.config
-        self.sampler = self.native.make_sampler(
-            temp=config.temp,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
-            seed=_choose_seed(config.seed),
-        )
-        self.turns = TurnTaking()
-        self._completer = Completer(self)
-
-    @property
-    def native(self) -> NativeContext:
-        """The loaded model.
-
-        Raises
-        ------
-        InputError
-            If it was closed: llama.cpp would end the process.
-        """
-        if self._is_closed:
-            raise InputError("the model was closed: make a new Llama")
-        return self._native
+        self._completer = Completer(self, n_last=last_n_tokens_size, on_progress=on_progress)
 
     @classmethod
     def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:
@@ -473,11 +427,6 @@ class Llama:
         # Late: a model without a template can still complete.
         return ChatCompleter(self, self._completer)
 
-    def set_seed(self, seed: int) -> None:
-        """Start the draws anew with this seed; -1: a random one."""
-        self.sampler.seed = _choose_seed(seed)
-        self.sampler.reset()
-
     def reset(self) -> None:
         """Forget every token; the draws go on."""
         self._completer.reset()
@@ -587,25 +536,6 @@ class Llama:
         """Return the token of a line break, -1 if there is none."""
         return self.native.special_token_id("nl")
 
-    def close(self) -> None:
-        """Free model and cache; calling it again does nothing."""
-        self._is_closed = True
-        self.sampler.close()
-        self._native.close()
-
-    def __enter__(self) -> Llama:
-        """Return the model itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Free model and cache."""
-        self.close()
-
 
 def _make_config(options: dict[str, Any]) -> Config:
     options = read_llama_cpp_options(options)
@@ -614,7 +544,3 @@ def _make_config(options: dict[str, Any]) -> Config:
         if name not in known:
             raise ConfigError(f"unknown option {name}=; the options are {', '.join(known)}")
     return Config(**options)
-
-
-def _choose_seed(seed: int) -> int:
-    return secrets.randbits(32) if seed < 0 else seed

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -16,19 +16,16 @@ from restkv_local.chat.chat_template import ChatTemplate, Message
 from restkv_local.chat.generation import generate
 from restkv_local.chat.guide import question_guide
 from restkv_local.chat.passages import Passage, TokenMap, find_passages
-from restkv_local.chat.turn_taking import in_turn
 from restkv_local.config import DEFAULTS
 from restkv_local.documents import Document, parse_document, read_document
-from restkv_local.engine import Progress
+from restkv_local.engine import Engine, Progress
 from restkv_local.errors import ConfigError, InputError, NativeError
+from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import library_stamp
 from restkv_local.storage.fingerprint import fingerprint_model
 from restkv_local.storage.reading_cache import Reading, ReadingCache, reading_key
+from restkv_local.turn_taking import in_turn
 from restkv_local.types import F32, F64
-
-if TYPE_CHECKING:
-    from restkv_local.engine import Engine
-    from restkv_local.llama import Llama
 
 Mode = Literal["auto", "per-question", "shared", "ingest"]
 MODES: Final = ("auto", "per-question", "shared", "ingest")
@@ -105,7 +102,7 @@ class DocumentReader:
 
     Parameters
     ----------
-    llama : Llama
+    llama : LoadedModel
         The model; the reader takes its cache over until it is closed.
     documents : sequence of Document
         Read in this order, whole.
@@ -131,7 +128,7 @@ class DocumentReader:
 
     def __init__(
         self,
-        llama: Llama,
+        llama: LoadedModel,
         documents: Sequence[Document],
         *,
         mode: str = "auto",
@@ -403,7 +400,7 @@ class DocumentReader:
 
 
 def ask(
-    llama: Llama,
+    llama: LoadedModel,
     document: str | Path | Document | Sequence[str | Path | Document],
     questions: str | Sequence[str],
     *,

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from restkv_local.chat.text_stream import TextStream
+from restkv_local.loaded_model import LoadedModel
 from restkv_local.types import F32
-
-if TYPE_CHECKING:
-    from restkv_local.llama import Llama
 
 FinishReason = Literal["stop", "length"]
 
 
-def generate(llama: Llama, logits: F32, said: list[str]) -> Generator[str, None, FinishReason]:
+def generate(
+    llama: LoadedModel, logits: F32, said: list[str]
+) -> Generator[str, None, FinishReason]:
     """Yield an answer piece by piece; its end is returned.
 
     Parameters
     ----------
-    llama : Llama
+    llama : LoadedModel
         With the prompt in its cache; ``config.n_predict`` limits the answer.
     logits : ndarray of shape (n_vocab,)
         Of the prompt's last token: it may have been read long ago.

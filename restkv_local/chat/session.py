@@ -21,20 +21,20 @@ from restkv_local.chat.session_file import (
     write_session,
 )
 from restkv_local.chat.turn import Attachment, Turn
-from restkv_local.chat.turn_taking import in_turn
 from restkv_local.config import Config
 from restkv_local.engine import Engine, Progress, Snapshot
 from restkv_local.errors import ConfigError, InputError, NativeError
+from restkv_local.loaded_model import LoadedModel
 from restkv_local.model.model_file import kv_bytes_per_token
 from restkv_local.native import library_stamp
 from restkv_local.storage.fingerprint import fingerprint_model
 from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
 from restkv_local.storage.snapshot_file import tracked_kinds
+from restkv_local.turn_taking import in_turn
 from restkv_local.types import F32
 
 if TYPE_CHECKING:
     from restkv_local.documents import Document
-    from restkv_local.llama import Llama
 
 OnProgress = Callable[[Progress], None]
 
@@ -83,7 +83,7 @@ class ChatSession:
 
     Parameters
     ----------
-    llama : Llama
+    llama : LoadedModel
         The model. A new session takes its cache over and starts empty.
     system : str, optional
         System prompt; it is never evicted. Without one the template's own default counts, and is pinned too.
@@ -98,7 +98,7 @@ class ChatSession:
     """
 
     def __init__(
-        self, llama: Llama, *, system: str | None = None, readings: ReadingCache | None = None
+        self, llama: LoadedModel, *, system: str | None = None, readings: ReadingCache | None = None
     ) -> None:
         self._llama = llama
         self._native = llama.native

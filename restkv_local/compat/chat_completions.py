@@ -6,16 +6,14 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from restkv_local.chat.chat_template import ChatTemplate, Message
 from restkv_local.chat.guide import question_guide
 from restkv_local.compat.completion_options import CompletionOptions
 from restkv_local.compat.completions import Completer, Completion, Prompt
 from restkv_local.errors import ConfigError, InputError
-
-if TYPE_CHECKING:
-    from restkv_local.llama import Llama
+from restkv_local.loaded_model import LoadedModel
 
 _FORMATS: Final = ("text", "json_object")
 
@@ -25,7 +23,7 @@ class ChatCompleter:
 
     Parameters
     ----------
-    llama : Llama
+    llama : LoadedModel
         The model.
     completer : Completer
         Answers the rendered prompts. It reads only what is new when the messages go on where the last call
@@ -37,7 +35,7 @@ class ChatCompleter:
         If the model has no chat template.
     """
 
-    def __init__(self, llama: Llama, completer: Completer) -> None:
+    def __init__(self, llama: LoadedModel, completer: Completer) -> None:
         self._llama = llama
         self._completer = completer
         self._template = ChatTemplate(llama.native, llama.shape.name)

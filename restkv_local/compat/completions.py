@@ -5,25 +5,23 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from restkv_local.chat.guide import ending_guide
 from restkv_local.chat.text_stream import TextStream
-from restkv_local.chat.turn_taking import Turn, taken_over
 from restkv_local.compat.completion_options import CompletionOptions, Tokens
-from restkv_local.engine import Counters, Engine, Snapshot
+from restkv_local.engine import Counters, Engine, Progress, Snapshot
 from restkv_local.errors import ConfigError, InputError
+from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import NativeContext
 from restkv_local.native.sampler import Sampler
+from restkv_local.turn_taking import Turn, taken_over
 from restkv_local.types import F32
-
-if TYPE_CHECKING:
-    from restkv_local.llama import Llama
 
 # llama_cpp.llama_types.CreateCompletionResponse, and "kv": the object of the JSON report.
 Completion = dict[str, Any]
@@ -109,10 +107,23 @@ class Completer:
 
     A prompt that begins with all tokens the cache stands for is read from there on; the rows that earlier
     questions let go stay gone. Any other prompt starts over: an evicted cache cannot be cut back.
+
+    Parameters
+    ----------
+    llama : LoadedModel
+        Whose cache it is.
+    n_last : int
+        How many of an answer's newest tokens the penalties count.
+    on_progress : callable or None
+        Called after each chunk of a prompt.
     """
 
-    def __init__(self, llama: Llama) -> None:
+    def __init__(
+        self, llama: LoadedModel, *, n_last: int, on_progress: Callable[[Progress], None] | None
+    ) -> None:
         self._llama = llama
+        self._n_last = n_last
+        self._on_progress = on_progress
         self._held: _Held | None = None
 
     @property
@@ -237,7 +248,7 @@ class Completer:
     def _make_sampler(self, options: CompletionOptions) -> Sampler:
         own = self._llama.sampler
         sampler = self._native.make_sampler(
-            seed=own.seed, n_last=self._llama.last_n_tokens_size, **options.sampler_options()
+            seed=own.seed, n_last=self._n_last, **options.sampler_options()
         )
         sampler.n_drawn = own.n_drawn
         return sampler
@@ -259,9 +270,7 @@ class Completer:
         self._held = held
         if n_known < len(prompt.tokens):
             held.logits = None
-            engine.read(
-                prompt.tokens[n_known:], guide=prompt.guide, on_progress=self._llama.on_progress
-            )
+            engine.read(prompt.tokens[n_known:], guide=prompt.guide, on_progress=self._on_progress)
             held.logits = self._native.logits()
         return held
 

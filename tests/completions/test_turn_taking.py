@@ -8,8 +8,8 @@ import time
 import pytest
 
 from restkv_local import ChatSession
-from restkv_local.chat.turn_taking import TurnTaking
 from restkv_local.errors import BusyError, RestKVError
+from restkv_local.turn_taking import TurnTaking
 from tests.completions.conftest import TINY, text_of
 
 pytestmark = pytest.mark.native

@@ -1,0 +1,122 @@
+"""A model that was checked, loaded and given a cache: what conversations and completions work on."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from restkv_local.config import Config
+from restkv_local.engine import Engine, EvictionEvent
+from restkv_local.errors import InputError
+from restkv_local.model.demo import resolve_model
+from restkv_local.model.model_file import check_supported, read_model
+from restkv_local.native import NativeContext
+from restkv_local.turn_taking import TurnTaking
+from restkv_local.types import Tracked
+from restkv_local.version import __version__
+
+Self = TypeVar("Self", bound="LoadedModel")
+
+
+class LoadedModel:
+    """One model, its engine, its sampler, and whose turn it is.
+
+    Parameters
+    ----------
+    model_path : str or Path
+        A GGUF file (split files too), or ``"demo"``.
+    config : Config
+        Every option.
+    on_evict, also_track
+        As :class:`~restkv_local.engine.Engine` takes them.
+    verbose : bool
+        Show llama.cpp's log on stderr.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read; ``UnsupportedModelError`` if its cache cannot be evicted.
+    ConfigError
+        If an option does not fit the model.
+    LibraryNotFoundError, AbiMismatchError
+        If the patched library is missing or another one.
+    """
+
+    version = __version__
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        config: Config,
+        *,
+        on_evict: Callable[[EvictionEvent], None] | None = None,
+        also_track: Iterable[Tracked] = (),
+        verbose: bool = False,
+    ) -> None:
+        self.config = config
+        self.model_path = str(model_path)
+        self.verbose = verbose
+        path = resolve_model(model_path)
+        self.shape = read_model(path)
+        check_supported(
+            self.shape, type_k=config.type_k, type_v=config.type_v, positions=config.positions
+        )
+        self._native = NativeContext(path, n_gpu_layers=config.n_gpu_layers, verbose=verbose)
+        self._is_closed = False
+        try:
+            self.engine = Engine(self.native, self.shape, config, on_evict, also_track)
+        except BaseException:
+            self._native.close()
+            raise
+        self.sampler = self.native.make_sampler(
+            temp=config.temp,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+            seed=_choose_seed(config.seed),
+        )
+        self.turns = TurnTaking()
+
+    @property
+    def native(self) -> NativeContext:
+        """The loaded model.
+
+        Raises
+        ------
+        InputError
+            If it was closed: llama.cpp would end the process.
+        """
+        if self._is_closed:
+            raise InputError("the model was closed: make a new Llama")
+        return self._native
+
+    def set_seed(self, seed: int) -> None:
+        """Start the draws anew with this seed; -1: a random one."""
+        self.sampler.seed = _choose_seed(seed)
+        self.sampler.reset()
+
+    def close(self) -> None:
+        """Free model and cache; calling it again does nothing."""
+        self._is_closed = True
+        self.sampler.close()
+        self._native.close()
+
+    def __enter__(self: Self) -> Self:
+        """Return the model itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Free model and cache."""
+        self.close()
+
+
+def _choose_seed(seed: int) -> int:
+    return secrets.randbits(32) if seed < 0 else seed

@@ -452,7 +452,7 @@ class Engine:
         if not repetition.pending:
             return
         self._track()
-        logits = self.native.logits().copy()
+        logits = copy(self.native.find_logits())  # none right after a snapshot was restored
         while repetition.pending:
             probe, n = repetition.probe()
             self._decode(probe, probe=True)
@@ -463,7 +463,8 @@ class Engine:
             finally:
                 self._drop_probe(len(probe))
                 # An answer may begin right after: with the text's last token, not the probe's.
-                self.native.logits()[:] = logits
+                if logits is not None:
+                    self.native.logits()[:] = logits
             repetition.advance(n)
 
     def evict(self) -> None:

@@ -300,8 +300,23 @@ class NativeContext:
             raise NativeError(f"llama_decode failed ({status}): {self._log.reason()}")
 
     def logits(self) -> F32:
-        """Return the logits of the newest token, shape (n_vocab,): a view, valid until the next decode."""
+        """Return the logits of the newest token, shape (n_vocab,): a view, valid until the next decode.
+
+        Raises
+        ------
+        NativeError
+            If nothing was decoded yet; rows put in place by :meth:`set_state` come without logits.
+        """
+        logits = self.find_logits()
+        if logits is None:
+            raise NativeError("there are no logits: nothing was decoded yet")
+        return logits
+
+    def find_logits(self) -> F32 | None:
+        """Return what :meth:`logits` does, None if nothing was decoded yet."""
         pointer = self._llama.llama_get_logits_ith(self._ctx, -1)
+        if not pointer:
+            return None
         logits: F32 = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
         return logits
 

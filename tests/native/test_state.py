@@ -85,3 +85,10 @@ def test_sliding_window_layers_are_refused(open_native, tokens):
     native.decode(tokens(20))
     with pytest.raises(NativeError, match="sliding window"):
         native.state()
+
+
+def test_there_are_no_logits_before_anything_was_decoded(open_native):
+    native = open_native(builders.llama(head_dim=64))
+    assert native.find_logits() is None
+    with pytest.raises(NativeError, match="nothing was decoded yet"):
+        native.logits()

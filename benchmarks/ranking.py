@@ -19,7 +19,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -33,7 +33,8 @@ from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.chat.chat_template import ChatTemplate
 from restkv_local.engine import Engine, Snapshot
 from restkv_local.errors import ConfigError
-from restkv_local.policies.registry import POLICIES
+from restkv_local.policies.base import Policy
+from restkv_local.policies.registry import POLICIES, make_policy
 
 SHARES = (0.05, 0.10, 0.25, 0.50)
 N_ANSWER = 24  # tokens: a sentence with a seven-digit number
@@ -197,10 +198,11 @@ def rank(
     )
     repeated: Snapshot | None = None
     for policy, allocation, share in grid:
-        repeats = POLICIES[policy].track == "repeat"
+        chosen = build(policy)
+        repeats = chosen.track == "repeat"
         engine.restore(repeated if repeats and repeated else saved)
         try:
-            engine.use(policy=policy, allocation=allocation, budget=round(share * n))
+            engine.use(policy=chosen, allocation=allocation, budget=round(share * n))
         except ConfigError:
             continue  # cake wants a policy that observes attention
         if repeats and repeated is None:  # once for all cells
@@ -209,6 +211,16 @@ def rank(
         engine.evict()
         row = {"policy": policy, "allocation": allocation, "share": share}
         yield row | judge(llama, engine, sample, logits, full)
+
+
+def build(spelling: str) -> Policy:
+    """Return a policy; knobs may follow its name, as in ``restkv:reduction=mean,kernel=5``."""
+    name, _, knobs = spelling.partition(":")
+    values = {}
+    for knob in filter(None, knobs.split(",")):
+        key, _, value = knob.partition("=")
+        values[key] = json.loads(value) if value[:1] in "0123456789tf" else value
+    return replace(make_policy(name), **values)
 
 
 def interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -271,7 +283,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policy", action="append", choices=POLICIES, help="repeatable")
+    parser.add_argument("--policy", action="append", help="repeatable; NAME or NAME:KNOB=VALUE,...")
     parser.add_argument("--allocation", action="append", choices=ALLOCATORS, help="repeatable")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("ranking.jsonl"))

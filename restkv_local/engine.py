@@ -305,9 +305,22 @@ class Engine:
         )
 
     def use(
-        self, *, policy: str | None = None, allocation: str | None = None, budget: int | None = None
+        self,
+        *,
+        policy: str | Policy | None = None,
+        allocation: str | None = None,
+        budget: int | None = None,
     ) -> None:
         """Evict by other rules from now on.
+
+        Parameters
+        ----------
+        policy : str or Policy, optional
+            A name, built with the session's options, or a policy with knobs of its own.
+        allocation : str, optional
+            A name.
+        budget : int, optional
+            Rows.
 
         Raises
         ------
@@ -315,12 +328,14 @@ class Engine:
             If the policy needs figures of earlier queries that were not tracked, or the allocation unequal
             segments in a cache that was opened for equal ones.
         """
-        chosen = self.policy if policy is None else make_policy(policy, self.config)
+        chosen = policy or self.policy
+        if isinstance(chosen, str):
+            chosen = make_policy(chosen, self.config)
         allocator = self._allocator if allocation is None else make_allocator(allocation)
         _check_pair(chosen, allocator)
         if chosen.track != "none" and chosen.track not in self._kinds:
             raise ConfigError(
-                f"policy={policy!r} needs figures of every query so far, which were not tracked;"
+                f"policy={chosen.name!r} needs figures of every query so far, which were not tracked;"
                 " name it before the first token is read"
             )
         if not allocator.equal and self.is_open and self.rows.n_slots == self.capacity:
@@ -333,7 +348,7 @@ class Engine:
             self.budget = budget
         self.config = replace(
             self.config,
-            policy=policy or self.config.policy,
+            policy=chosen.name,
             allocation=allocation or self.config.allocation,
         )
         if policy is not None and self.is_open:

@@ -6,6 +6,7 @@ import pytest
 from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.errors import ConfigError
 from restkv_local.policies.registry import POLICIES
+from restkv_local.policies.restkv import RestKV
 from tests import builders
 from tests.engine.test_engine import read
 
@@ -75,6 +76,8 @@ def test_what_was_not_prepared_is_refused(open_llama, tokens):
         engine.use(policy="h2o")
     with pytest.raises(ConfigError, match="'ada' needs segments that may grow"):
         engine.use(allocation="ada")
+    engine.use(policy=RestKV(kernel=9, reduction="mean"))
+    assert (engine.policy.kernel, engine.kv_report()["policy"]) == (9, "restkv")
     engine.use(policy="snapkv", budget=70)
     assert (engine.kv_report()["policy"], engine.kv_report()["budget"]) == ("snapkv", 70)
 

@@ -11,7 +11,7 @@ from restkv_local.native import NativeContext
 Message = dict[str, Any]  # {"role": ..., "content": ...}, as OpenAI and llama-cpp-python spell it
 
 # Stands for the user's text when only what surrounds it is wanted; no template rewrites it.
-_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+USER_TEXT = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 class ChatTemplate:
@@ -56,7 +56,7 @@ class ChatTemplate:
     def pinned_text(self, messages: Sequence[Message]) -> str:
         """Return what stands before the first user text: system prompt, the template's own included."""
         system = [message for message in messages if message["role"] == "system"]
-        return self.render([*system, {"role": "user", "content": _MARK}]).split(_MARK)[0]
+        return self.render([*system, {"role": "user", "content": USER_TEXT}]).split(USER_TEXT)[0]
 
     def tokenize(self, text: str, *, first: bool) -> list[int]:
         """Return the tokens of a rendered prompt, or of what follows one that is in the cache."""

@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from restkv_local.chat.chat_template import ChatTemplate
+from restkv_local.chat.chat_template import USER_TEXT, ChatTemplate
 from restkv_local.chat.guide import ending_guide, question_guide
 from restkv_local.config import Config
 from restkv_local.errors import InputError
 from restkv_local.evaluation.sample import Sample
 from restkv_local.llama import Llama
-
-# Stands for the user's text: a template that trims what it is given would trim blank lines that belong to a sample.
-_MARK: Final = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +63,9 @@ class Framing:
         self._before = self._after = ""
         if use_template and self._native.metadata("tokenizer.chat_template") is not None:
             self._template = ChatTemplate(self._native, llama.shape.name)
-            rendered = self._template.render([{"role": "user", "content": _MARK}])
-            parts = rendered.split(_MARK)
+            # Not the sample itself: a template that trims would trim blank lines that belong to it.
+            rendered = self._template.render([{"role": "user", "content": USER_TEXT}])
+            parts = rendered.split(USER_TEXT)
             if len(parts) != 2:
                 raise InputError(
                     f"the chat template of {llama.shape.name} shows a user's text {len(parts) - 1} times, it must"

@@ -13,7 +13,8 @@ help:      ## list the targets
 $(VENV)/.installed: pyproject.toml CMakeLists.txt patches/UPSTREAM patches/series patches/prepare.py $(wildcard patches/*.patch patches/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet cmake ninja "scikit-build-core>=0.11" "patch-ng>=1.18"
+	@# setuptools and wheel: rouge-score comes as source, and nothing here is built in isolation
+	$(BIN)/pip install --quiet cmake ninja "scikit-build-core>=0.11" "patch-ng>=1.18" setuptools wheel
 	$(BIN)/pip show --quiet llama-cpp-python 2>/dev/null || \
 		CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet "llama-cpp-python==$(PIN)"
 	CMAKE_ARGS="-DGGML_NATIVE=ON $(CMAKE_ARGS)" $(BIN)/pip install --no-build-isolation --editable ".[demo,dev]"

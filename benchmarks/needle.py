@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--policy", action="append", help="repeatable")
     parser.add_argument("--full", action="store_true", help="also with the full cache")
+    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other option"
     )
@@ -134,7 +135,13 @@ def main() -> None:
                     continue
                 if llama is None:
                     llama = stack.enter_context(
-                        Llama(options.model, temp=0.0, n_predict=32, **settings)
+                        Llama(
+                            options.model,
+                            temp=0.0,
+                            n_predict=32,
+                            n_threads=options.threads,
+                            **settings,
+                        )
                     )
                 prompt = make_prompt(llama, seed, options.tokens, sample["depth"])
                 log.add(sample, ask(llama, prompt))

@@ -1,0 +1,199 @@
+"""The same prompts through kvpress and through this project: accuracy, seconds, memory.
+
+    python -m venv build/kvpress
+    build/kvpress/bin/pip install -r benchmarks/kvpress/requirements.txt
+    .venv/bin/python benchmarks/requantise.py demo build/smollm2-bf16.gguf --type bf16
+    .venv/bin/python benchmarks/kvpress/side_by_side.py build/side-by-side --prompts
+    build/kvpress/bin/python benchmarks/kvpress/presses.py build/smollm2-bf16.gguf build/side-by-side
+    .venv/bin/python benchmarks/kvpress/side_by_side.py build/side-by-side --model build/smollm2-bf16.gguf
+    .venv/bin/python benchmarks/kvpress/side_by_side.py build/side-by-side --table --png side-by-side.png
+
+Both sides compute with the weights of one GGUF in bfloat16 and log one line a sample; stopped, they
+go on where they were. A sample is timed from its text to its answer of up to 24 tokens; memory is the
+highest of the whole process meanwhile. Nothing else may run on the machine, or both sides take one
+thread each (`--threads 1`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from meter import Log
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from ranking import N_ANSWER, interval, needle_prompt
+
+from restkv_local import Llama
+from restkv_local.chat.ask import Mode
+
+NEEDLES = {"needle": 1, "multikey": 4}
+CACHES = {  # what is asked for: (policy, allocation)
+    "read": [("restkv", "uniform"), ("restkv+", "global"), ("snapkv", "uniform")],
+    "unknown": [("kvzip", "global"), ("restkv+", "global")],
+}
+MODES: dict[str, Mode] = {"read": "per-question", "unknown": "ingest"}
+Row = dict[str, Any]
+
+
+def write_prompts(path: Path, n_samples: int, n_tokens: int, first_seed: int) -> None:
+    """Write texts with needles, one question about each."""
+    with Llama("demo", budget=64) as llama, path.open("w") as file:
+        for task, n_needle in NEEDLES.items():
+            for seed in range(first_seed, first_seed + n_samples):
+                text, question, number = needle_prompt(llama, seed, n_tokens, n_needle)
+                row = {"task": task, "seed": seed, "text": text}
+                file.write(json.dumps(row | {"question": question, "number": number}) + "\n")
+
+
+def answer(llama: Llama, prompt: Row, mode: Mode) -> str:
+    """Ask as a user would."""
+    return next(llama.ask(prompt["text"], prompt["question"], mode=mode)).response
+
+
+def run(options: argparse.Namespace) -> None:
+    """Answer every prompt with every cache and share of rows."""
+    prompts = [
+        json.loads(line) for line in (options.folder / "prompts.jsonl").read_text().splitlines()
+    ]
+    log = Log(options.folder / "restkv.jsonl")
+    for known, caches in CACHES.items():
+        cells = [("full", "uniform", 1.0)] if known == "read" else []
+        cells += [
+            (*cache, share) for share in options.share or (0.1, 0.25, 0.5) for cache in caches
+        ]
+        for policy, allocation, share in cells:
+            with Llama(
+                options.model, temp=0.0, n_predict=N_ANSWER, policy=policy, allocation=allocation,
+                budget=f"{share:.0%}", n_threads=options.threads,
+            ) as llama:  # fmt: skip
+                for prompt in prompts:
+                    key = {"side": "restkv-local", "question": known, "share": share}
+                    key["method"] = policy if allocation == "uniform" else f"{policy}, {allocation}"
+                    key |= {name: prompt[name] for name in ("task", "seed")}
+                    ask = partial(answer, llama, prompt, MODES[known])
+                    log.measure(prompt["number"], ask, **key)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Return what both sides measured."""
+    return [
+        json.loads(line)
+        for side in ("restkv", "kvpress")
+        for line in (folder / f"{side}.jsonl").read_text().splitlines()
+    ]
+
+
+def cells_of(rows: list[Row], known: str) -> dict[tuple[str, str], dict[float, list[Row]]]:
+    """Group rows by side and method, then by share; most found first."""
+    cells: dict[tuple[str, str], dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        # The full cache is the same whether the question is known or not; kvpress asked it twice.
+        if row["question"] == known or row["method"] == "full":
+            cells[row["side"], row["method"]][row["share"]].append(row)
+
+    def merit(item: tuple[Any, dict[float, list[Row]]]) -> float:
+        every = [row["hit"] for cell in item[1].values() for row in cell]
+        return -sum(every) / len(every)
+
+    return dict(sorted(cells.items(), key=merit))
+
+
+def table(rows: list[Row]) -> None:
+    """Print a Markdown table for each way of asking."""
+    for known, title in (("read", "Question read first"), ("unknown", "Question unknown")):
+        cells = cells_of(rows, known)
+        shares = sorted({share for cell in cells.values() for share in cell if share < 1})
+        print(f"\n### {title}\n")
+        tasks = [f"{task} at {share:.0%}" for task in NEEDLES for share in shares]
+        print("| | method | " + " | ".join(tasks) + " | s a sample | peak MiB |")
+        print("|---|---|" + "---|" * len(tasks) + "---:|---:|")
+        for (side, method), by_share in cells.items():
+            texts = []
+            for task in NEEDLES:
+                for share in shares:
+                    cell = [
+                        row for row in by_share.get(share, by_share[1.0]) if row["task"] == task
+                    ]
+                    texts.append(found_text(cell))
+            every = [row for cell in by_share.values() for row in cell]
+            seconds = statistics.median(row["seconds"] for row in every)
+            peak = statistics.median(row["peak_mib"] for row in every)
+            print(
+                f"| {side} | {method} | " + " | ".join(texts) + f" | {seconds:.1f} | {peak:.0f} |"
+            )
+
+
+def found_text(rows: list[Row]) -> str:
+    """One cell of the table: hits with their 95 % interval."""
+    if not rows:
+        return ""
+    hits = sum(row["hit"] for row in rows)
+    low, high = interval(hits, len(rows))
+    return f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw accuracy against seconds, a point for each method and share."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, known in zip(figure.subplots(1, 2, sharey=True), MODES, strict=True):
+        axes.set_title("question read first" if known == "read" else "question unknown")
+        axes.set_xlabel("seconds a sample (median)")
+        axes.set_xscale("log")
+        for (side, method), by_share in cells_of(rows, known).items():
+            points = sorted(
+                (share, statistics.median(row["seconds"] for row in cell),
+                 100 * statistics.mean(row["hit"] for row in cell))
+                for share, cell in by_share.items()
+            )  # fmt: skip
+            axes.plot(
+                [point[1] for point in points], [point[2] for point in points],
+                marker="o" if side == "restkv-local" else "x",
+                linestyle="-" if side == "restkv-local" else "--",
+                label=f"{side}: {method}",
+            )  # fmt: skip
+        axes.legend(fontsize=7)
+        axes.set_ylabel("found, %")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Write the prompts, run this side, or show what both sides measured."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the prompts are and the logs are kept")
+    parser.add_argument("--prompts", action="store_true", help="write the prompts")
+    parser.add_argument("--samples", type=int, default=10, help="prompts of each task")
+    parser.add_argument("--tokens", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--share", type=float, action="append", help="rows kept; repeatable")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="print the table of both logs")
+    parser.add_argument("--png", type=Path, help="draw the logs")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.prompts:
+        path = options.folder / "prompts.jsonl"
+        write_prompts(path, options.samples, options.tokens, options.seed)
+    elif options.table or options.png:
+        rows = read_rows(options.folder)
+        if options.table:
+            table(rows)
+        if options.png:
+            draw(rows, options.png)
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from restkv_local.cli import _options as opt
@@ -18,6 +18,9 @@ from restkv_local.cli._console import (
 from restkv_local.bench import DEPTHS, N_GEN, N_PROMPT, N_REPETITIONS, REFERENCES
 from restkv_local.config import DEFAULTS
 from restkv_local.errors import RestKVError
+
+if TYPE_CHECKING:
+    from restkv_local.bench.report import BenchReport
 
 COLUMNS = "Columns"
 ROWS = "Rows"
@@ -38,7 +41,7 @@ def bench(
         typer.Argument(
             metavar="MODEL",
             show_default=False,
-            help="A GGUF file (of a split model: its first part), or 'demo'. Leave it out with --shape.",
+            help="A GGUF file (of a split model: its first part), or 'demo'. Leave it out with --shape or --table.",
         ),
     ] = None,
     depths: Annotated[
@@ -155,6 +158,15 @@ def bench(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--table",
+            metavar="LOG",
+            help="Measure nothing; print what a log holds.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     guide: opt.Guide = DEFAULTS.guide,
     positions: opt.Positions = DEFAULTS.positions,
     n_ubatch: opt.NUbatch = DEFAULTS.n_ubatch,
@@ -175,8 +187,8 @@ def bench(
     the table. -ctk and -ctv are for the bounded columns and context shift.
     """
     settings = opt.read_settings(ctx)
-    if (model is None) == (shape is None):
-        fail_usage("name either a MODEL or a --shape")
+    if [model, shape, table].count(None) != 2:
+        fail_usage("name a MODEL, a --shape, or a log with --table: one of them")
     if as_json and as_csv:
         fail_usage("--json and --csv cannot both be printed; leave one out")
     wanted = read_depths(depths)
@@ -185,12 +197,17 @@ def bench(
     from restkv_local.bench.caches import choose_caches
     from restkv_local.bench.log import BenchLog
     from restkv_local.bench.metadata import collect_metadata, find_commit
-    from restkv_local.bench.plot import draw_bench
     from restkv_local.bench.report import BenchReport
     from restkv_local.bench.runner import BenchPlan, run_bench
     from restkv_local.model.model_file import check_supported, read_model
     from restkv_local.plots import check_plots
 
+    if png is not None:
+        check_plots(png)
+    if table is not None:
+        report = BenchReport.from_log(table)
+        show_report(report, as_json=as_json, as_csv=as_csv, with_profile=with_profile, png=png)
+        return
     caches = choose_caches(
         references=references or REFERENCES,
         policies=policies or [DEFAULTS.policy],
@@ -198,8 +215,6 @@ def bench(
         budgets=budgets or [DEFAULTS.budget],
         **settings,
     )
-    if png is not None:
-        check_plots(png)
     path = find_model(model, shape, weights=weights, vocabulary=vocabulary)
     model_shape = read_model(path)
     check_supported(model_shape, positions=positions)
@@ -222,8 +237,17 @@ def bench(
         print_note(f"cancelled, {len(cells.samples)} cells were measured; {kept}")
         raise typer.Exit(130) from None
     report = BenchReport(metadata, caches, samples)
-    if all(sample.result is None for sample in samples):
-        raise RestKVError(f"nothing could be measured: {report.errors()[0]}")
+    show_report(report, as_json=as_json, as_csv=as_csv, with_profile=with_profile, png=png)
+
+
+def show_report(
+    report: BenchReport, *, as_json: bool, as_csv: bool, with_profile: bool, png: Path | None
+) -> None:
+    """Print what was measured, and draw it."""
+    from restkv_local.bench.plot import draw_bench
+
+    if all(sample.result is None for sample in report.samples):
+        raise RestKVError(f"nothing could be measured: {(report.errors() or ['no cells'])[0]}")
     if as_json:
         print_json(report.to_json())
     elif as_csv:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,8 @@ class Sample:
         See :func:`~restkv_local.bench.process.run_cell`.
     error : str or None
         One line.
+    options : dict
+        Fields of Config that made the column.
     """
 
     cache: str
@@ -38,6 +40,7 @@ class Sample:
     commit: str | None = None
     result: Mapping[str, Any] | None = None
     error: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -94,25 +97,44 @@ class BenchLog:
             stream.write(json.dumps(line) + "\n")
 
     def _read(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        text = path.read_text(encoding="utf-8")
-        whole, _, rest = text.rpartition("\n")
-        lines = whole.split("\n")
-        _check_head(path, lines[0], metadata)
-        for number, line in enumerate(lines[1:], start=2):
-            try:
-                self.samples.append(Sample(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise InputError(
-                    f"{show_path(path)}, line {number} is no sample ({error}); remove the line, its cell is"
-                    " measured again"
-                ) from error
+        whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
+        head, *lines = whole.split("\n")
+        _check_head(path, _read_head(path, head), metadata)
+        self.samples = _read_samples(path, lines)
         if rest:
             # A process that died while it wrote: that cell is measured again.
             path.write_text(whole + "\n", encoding="utf-8")
 
 
-def _check_head(path: Path, line: str, metadata: Mapping[str, Any]) -> None:
-    """Refuse a log whose cells could not be compared with ours."""
+def read_bench_log(path: Path) -> tuple[dict[str, Any], list[Sample]]:
+    """Return what all cells of a log share, and the cells; a last line that was cut is left out.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or is no such log.
+    """
+    try:
+        head, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or [""]
+    except (OSError, UnicodeDecodeError) as error:
+        raise _failed(path, error) from error
+    return _read_head(path, head), _read_samples(path, lines)
+
+
+def _read_samples(path: Path, lines: list[str]) -> list[Sample]:
+    samples = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            samples.append(Sample(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{show_path(path)}, line {number} is no sample ({error}); remove the line, its cell is"
+                " measured again"
+            ) from error
+    return samples
+
+
+def _read_head(path: Path, line: str) -> dict[str, Any]:
     try:
         head = json.loads(line)
         known = head["metadata"] if head["kind"] == _KIND else None
@@ -120,6 +142,11 @@ def _check_head(path: Path, line: str, metadata: Mapping[str, Any]) -> None:
         known = None
     if not isinstance(known, dict):
         raise InputError(f"{show_path(path)} is no log of restkv bench; name another file")
+    return known
+
+
+def _check_head(path: Path, known: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Refuse a log whose cells could not be compared with ours."""
     # As JSON sees it: tuples are lists there.
     wanted = json.loads(json.dumps(metadata))
     differing = [key for key in wanted if known.get(key) != wanted[key]]

@@ -7,12 +7,13 @@ import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from restkv_local.bench.caches import Cache
 from restkv_local.bench.ceiling import Ceiling, find_ceilings
 from restkv_local.bench.figures import Figure, summarise
-from restkv_local.bench.log import Sample
+from restkv_local.bench.log import Sample, read_bench_log
 from restkv_local.bench.profile import PARTS
 
 _PHASES: Final = {"reading": "ttft", "writing": "tg"}
@@ -35,6 +36,19 @@ class BenchReport:
     metadata: Mapping[str, Any]
     caches: Sequence[Cache]
     samples: Sequence[Sample]
+
+    @classmethod
+    def from_log(cls, path: Path) -> BenchReport:
+        """Return what a log holds.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read or is no log of ``restkv bench``.
+        """
+        metadata, samples = read_bench_log(path)
+        columns = {sample.cache: Cache(sample.cache, sample.options) for sample in samples}
+        return cls(metadata, list(columns.values()), samples)
 
     @property
     def names(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from restkv_local.bench.caches import Cache
@@ -97,7 +97,7 @@ def run_bench(
                 n_prompt=plan.n_prompt,
                 n_gen=plan.n_gen,
             )
-            done[sample.key] = Sample(*sample.key, commit, **run(cell))
+            done[sample.key] = replace(sample, options=dict(cache.options), **run(cell))
             log.add(done[sample.key])
         samples.append(done[sample.key])
     return samples

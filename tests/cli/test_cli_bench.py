@@ -69,6 +69,22 @@ def test_json_and_csv_tell_the_same(bench, tmp_path):
 
 
 @pytest.mark.native
+def test_a_log_alone_prints_what_the_run_printed(bench, run_cli, tmp_path):
+    log = tmp_path / "log.jsonl"
+    measured = bench("--log", log, "--profile")
+    shown = run_cli("bench", "--table", log, "--profile", command=main)
+    assert (shown.code, shown.err, shown.out) == (0, "", measured.out)
+
+
+def test_a_file_that_is_no_log_is_refused(run_cli, tmp_path):
+    for text in ("", "{}\n", "not JSON\n"):
+        (tmp_path / "log.jsonl").write_text(text)
+        result = run_cli("bench", "--table", tmp_path / "log.jsonl", command=main)
+        assert "is no log of restkv bench" in only_error(result)
+    assert "nothing" in only_error(run_cli("bench", "--table", tmp_path / "nothing", command=main))
+
+
+@pytest.mark.native
 def test_a_log_is_gone_on_with_and_may_grow(bench, tmp_path, monkeypatch):
     log = tmp_path / "log.jsonl"
     assert bench("--log", log, "--reference", "none").code == 0
@@ -218,8 +234,9 @@ def test_a_disk_without_room_for_a_shape_is_one_line(run_cli, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        ([], "name either a MODEL or a --shape"),
-        (["m.gguf", "--shape", "mistral-7b"], "name either a MODEL or a --shape"),
+        ([], "name a MODEL, a --shape, or a log with --table"),
+        (["m.gguf", "--shape", "mistral-7b"], "name a MODEL, a --shape, or a log with --table"),
+        (["m.gguf", "--table", "bench.jsonl"], "name a MODEL, a --shape, or a log with --table"),
         (["m.gguf", "--json", "--csv"], "leave one out"),
         (["m.gguf", "-d", "512,many"], "whole numbers, as in 512,2048; got '512,many'"),
         (["m.gguf", "-d", "-5"], "whole numbers"),

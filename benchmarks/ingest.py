@@ -16,7 +16,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ranking import N_ANSWER, answer, interval, make_sample
+from needle import interval
+from ranking import N_ANSWER, answer, make_sample
 
 from restkv_local import Llama
 from restkv_local.allocators.registry import ALLOCATORS
@@ -81,20 +82,23 @@ def run(options: argparse.Namespace) -> None:
                         log.flush()
 
 
-def table(path: Path) -> None:
-    """Print a line for each policy, allocation and budget."""
+def table(path: Path) -> str:
+    """Return a line for each policy, allocation and budget."""
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for line in path.read_text().splitlines():
         row = json.loads(line)
         cells[tuple(row[key] for key in KEY if key != "seed")].append(row)
-    print("| task | tokens | policy | allocation | budget | found (95 %) | prefill t/s |")
-    print("|---|---|---|---|---|---|---|")
+    lines = [
+        "| task | tokens | policy | allocation | budget | found (95 %) | prefill t/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for key, rows in sorted(cells.items(), key=str):
         hits = sum(row["hit"] for row in rows)
         low, high = interval(hits, len(rows))
         speed = statistics.median(row["prefill_t_s"] for row in rows)
         found = f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})"
-        print("| " + " | ".join(map(str, (*key, found, f"{speed:.0f}"))) + " |")
+        lines.append("| " + " | ".join(map(str, (*key, found, f"{speed:.0f}"))) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -117,7 +121,7 @@ def main() -> None:
     options.policy = options.policy or ["kvzip"]
     options.budget = options.budget or ["25%"]
     if options.table:
-        table(options.table)
+        print(table(options.table))
     else:
         run(options)
 

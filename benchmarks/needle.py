@@ -2,6 +2,7 @@
 
 python benchmarks/needle.py --tokens 1500 --budget 256 --budget 128 --full
 python benchmarks/needle.py --tokens 256000 --budget 512 --samples 3 --json needle.jsonl
+python benchmarks/needle.py --table needle.jsonl
 
 With --json a run that was stopped goes on where it was.
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import statistics
+from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -71,23 +74,48 @@ def ask(llama: Llama, prompt: tuple[str, str, str]) -> dict[str, Any]:
     return row | session.report.timings | session.report.kv
 
 
-def summarise(name: str, rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a line for each length and cache."""
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        settings = ", ".join(f"{name}={value}" for name, value in row["set"].items())
+        cells[row["tokens"], f"{row['cell']} {settings}".strip()].append(row)
+    lines = [
+        "| cache | tokens | found (95 %) | prefill t/s | score+compact % | guide % | KV MiB / full |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    # Stable: caches of one length stay in the order they were measured in.
+    for (_, name), lot in sorted(cells.items(), key=lambda item: item[0][0]):
+        lines.append("| " + " | ".join(map(str, summarise(name, lot))) + " |")
+    return "\n".join(lines)
+
+
+def summarise(name: str, rows: list[dict[str, Any]]) -> list[Any]:
     """Return one line of the table."""
     prompt_ms = sum(row["prompt_ms"] for row in rows)
 
     def share(*keys: str) -> str:
         return f"{100 * sum(row[key] for row in rows for key in keys) / prompt_ms:.1f}"
 
-    cells = [
+    hits = sum(row["hit"] for row in rows)
+    low, high = interval(hits, len(rows))
+    return [
         name,
-        rows[0]["prompt_n"],
-        f"{sum(row['hit'] for row in rows)}/{len(rows)}",
+        f"{statistics.median(row['prompt_n'] for row in rows):,.0f}",
+        f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})",
         f"{statistics.median(row['prompt_per_second'] for row in rows):.0f}",
         share("score_ms", "compact_ms"),
         share("guide_ms"),
-        f"{rows[0]['bytes'] / 2**20:.0f} / {rows[0]['bytes_full'] / 2**20:.0f}",
+        f"{rows[0]['bytes'] / 2**20:.0f} / {rows[0]['bytes_full'] / 2**20:,.0f}",
     ]
-    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, in percent."""
+    share, spread = hits / n, z**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return 100 * (centre - half), 100 * (centre + half)
 
 
 def main() -> None:
@@ -105,7 +133,11 @@ def main() -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other option"
     )
     parser.add_argument("--json", type=Path, help="a line for each sample, kept between runs")
+    parser.add_argument("--table", type=Path, help="print the table of this log")
     options = parser.parse_args()
+    if options.table:
+        print(table(Log(options.table).rows({})))
+        return
 
     extra: dict[str, Any] = {}
     for item in options.set:
@@ -123,8 +155,7 @@ def main() -> None:
 
     seeds = range(options.seed, options.seed + options.samples)
     log = Log(options.json)
-    print("| cache | tokens | found | prefill t/s | score+compact % | guide % | KV MiB / full |")
-    print("|---|---|---|---|---|---|---|")
+    measured = []
     for name, settings in cells:
         cell = {"cell": name, "tokens": options.tokens, "set": extra}
         with ExitStack() as stack:
@@ -145,7 +176,8 @@ def main() -> None:
                     )
                 prompt = make_prompt(llama, seed, options.tokens, sample["depth"])
                 log.add(sample, ask(llama, prompt))
-        print(summarise(name, log.rows(cell)), flush=True)
+        measured += log.rows(cell)
+    print(table(measured))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
-from needle import THINGS
+from needle import THINGS, interval
 from prose import document
 
 from restkv_local import Llama
@@ -223,14 +223,6 @@ def build(spelling: str) -> Policy:
     return replace(make_policy(name), **values)
 
 
-def interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, in percent."""
-    share, spread = hits / n, z**2 / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return 100 * (centre - half), 100 * (centre + half)
-
-
 def cell_text(rows: list[dict[str, Any]]) -> str:
     """One cell of the table."""
     if "hit" in rows[0]:
@@ -242,31 +234,39 @@ def cell_text(rows: list[dict[str, Any]]) -> str:
     return f"{sum(kl) / len(kl):.3f} ({perplexity:.1f})"
 
 
-def table(paths: list[Path]) -> None:
-    """Print a Markdown table a task: hits with 95 % intervals, or KL divergence with perplexity."""
+def read_rows(paths: list[Path]) -> list[dict[str, Any]]:
+    """Return the rows of logs."""
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table a task: hits with 95 % intervals, or KL divergence with perplexity."""
     by_task: dict[str, dict[tuple[str, str], dict[float, list[dict[str, Any]]]]] = {}
-    for line in (line for path in paths for line in path.read_text().splitlines()):
-        row = json.loads(line)
+    for row in rows:
         task = by_task.setdefault(row["task"], defaultdict(lambda: defaultdict(list)))
         task[row["policy"], row["allocation"]][row["share"]].append(row)
-    for task, rows in by_task.items():
-        shares = sorted({share for row in rows.values() for share in row if share < 1})
+    lines = []
+    for task, lists in by_task.items():
+        shares = sorted({share for by_share in lists.values() for share in by_share if share < 1})
         what = "KL to the full cache (perplexity)" if task == "text" else "found (95 % interval)"
-        print(f"\n### {task}: {what}\n")
-        full = rows.pop(("full", "uniform"), None)
+        lines += ["", f"### {task}: {what}", ""]
+        full = lists.pop(("full", "uniform"), None)
         if full:
             seen = {(row["tokens"], row["seed"]): row for row in full[1.0]}
-            print(f"Full cache: {cell_text(list(seen.values()))}\n")
-        print("| policy | allocation | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
-        print("|---|---|" + "---|" * len(shares))
+            lines += [f"Full cache: {cell_text(list(seen.values()))}", ""]
+        lines.append(
+            "| policy | allocation | " + " | ".join(f"{share:.0%}" for share in shares) + " |"
+        )
+        lines.append("|---|---|" + "---|" * len(shares))
 
         def merit(item: tuple[Any, dict[float, list[dict[str, Any]]]]) -> float:
             every = [row for cell in item[1].values() for row in cell]
             return -sum(row.get("hit", -row.get("kl", 0.0)) for row in every) / len(every)
 
-        for (policy, allocation), cell in sorted(rows.items(), key=merit):
+        for (policy, allocation), cell in sorted(lists.items(), key=merit):
             texts = [cell_text(cell[share]) if share in cell else "" for share in shares]
-            print(f"| {policy} | {allocation} | " + " | ".join(texts) + " |")
+            lines.append(f"| {policy} | {allocation} | " + " | ".join(texts) + " |")
+    return "\n".join(lines[1:])
 
 
 def main() -> None:
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="+", help="print the tables of these logs")
     options = parser.parse_args()
     if options.table:
-        table(options.table)
+        print(tables(read_rows(options.table)))
     else:
         run(options)
 

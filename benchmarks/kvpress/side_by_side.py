@@ -28,7 +28,8 @@ from typing import Any
 from meter import Log
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from ranking import N_ANSWER, interval, needle_prompt
+from needle import interval
+from ranking import N_ANSWER, needle_prompt
 
 from restkv_local import Llama
 from restkv_local.chat.ask import Mode
@@ -105,29 +106,27 @@ def cells_of(rows: list[Row], known: str) -> dict[tuple[str, str], dict[float, l
     return dict(sorted(cells.items(), key=merit))
 
 
-def table(rows: list[Row]) -> None:
-    """Print a Markdown table for each way of asking."""
-    for known, title in (("read", "Question read first"), ("unknown", "Question unknown")):
-        cells = cells_of(rows, known)
-        shares = sorted({share for cell in cells.values() for share in cell if share < 1})
-        print(f"\n### {title}\n")
-        tasks = [f"{task} at {share:.0%}" for task in NEEDLES for share in shares]
-        print("| | method | " + " | ".join(tasks) + " | s a sample | peak MiB |")
-        print("|---|---|" + "---|" * len(tasks) + "---:|---:|")
-        for (side, method), by_share in cells.items():
-            texts = []
-            for task in NEEDLES:
-                for share in shares:
-                    cell = [
-                        row for row in by_share.get(share, by_share[1.0]) if row["task"] == task
-                    ]
-                    texts.append(found_text(cell))
-            every = [row for cell in by_share.values() for row in cell]
-            seconds = statistics.median(row["seconds"] for row in every)
-            peak = statistics.median(row["peak_mib"] for row in every)
-            print(
-                f"| {side} | {method} | " + " | ".join(texts) + f" | {seconds:.1f} | {peak:.0f} |"
-            )
+def table(rows: list[Row], known: str) -> str:
+    """Return a Markdown table for one way of asking."""
+    cells = cells_of(rows, known)
+    shares = sorted({share for cell in cells.values() for share in cell if share < 1})
+    tasks = [task for task in NEEDLES if any(row["task"] == task for row in rows)]
+    heads = [f"{task} at {share:.0%}" for task in tasks for share in shares]
+    lines = [
+        "| | method | " + " | ".join(heads) + " | s a sample | peak MiB |",
+        "|---|---|" + "---|" * len(heads) + "---:|---:|",
+    ]
+    for (side, method), by_share in cells.items():
+        texts = [
+            found_text([row for row in by_share.get(share, by_share[1.0]) if row["task"] == task])
+            for task in tasks
+            for share in shares
+        ]
+        every = [row for cell in by_share.values() for row in cell]
+        texts.append(f"{statistics.median(row['seconds'] for row in every):.1f}")
+        texts.append(f"{statistics.median(row['peak_mib'] for row in every):.0f}")
+        lines.append(f"| {side} | {method} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
 
 
 def found_text(rows: list[Row]) -> str:
@@ -188,7 +187,7 @@ def main() -> None:
     elif options.table or options.png:
         rows = read_rows(options.folder)
         if options.table:
-            table(rows)
+            print(table(rows, "read"), table(rows, "unknown"), sep="\n\n")
         if options.png:
             draw(rows, options.png)
     else:

@@ -498,6 +498,8 @@ class ChatSession:
         try:
             yield before
         except BaseException:
+            if self._llama.engine is engine and engine.is_open and self._held():
+                raise  # refused before anything was touched
             self._native.release()
             self._llama.engine = engine
             if was_open:
@@ -557,6 +559,9 @@ class ChatSession:
             if key is not None and (found := self._find_reading(key, rendered)) is not None:
                 report.notes.append(f"read before: {len(tokens):,} tokens from the cache folder")
                 logits, tokens, key = found, [], None
+        elif not self._make_room(len(tokens)):
+            tokens = self._tokenize_rest(rendered)
+            report.notes.append(f"a larger cache, {len(tokens):,} tokens read")
         engine = self._engine
         seen, cached = engine.counters.seen, round(engine.rows.mean)
         answer: list[str] = []
@@ -650,6 +655,22 @@ class ChatSession:
             tokens=tokens,
             guide=guide,
         )
+
+    def _make_room(self, n_tokens: int) -> bool:
+        """Move to a larger cache where nothing goes before the tokens are read; False if it came out empty."""
+        engine = self._engine
+        n_needed = n_tokens + engine.config.n_predict + 1
+        may_evict = engine.policy.evicts and engine.config.prefill == "bounded"
+        if may_evict or n_needed <= self._native.room:
+            return True
+        text = self._text
+        # Twice what is needed: a long conversation moves seldom.
+        opened = (2 * (round(engine.rows.mean) + n_tokens), *self._opened[1:])
+        with self._or_as_before() as snapshot:
+            engine.open(*opened)
+            self._opened = opened
+            self._hold("")
+            return snapshot is not None and self._restore(snapshot, text)
 
     def _find_reading(self, key: str, rendered: str) -> F32 | None:
         """Put a kept reading in place; return the logits of its last token, None without one."""

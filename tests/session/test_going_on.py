@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from restkv_local import ChatSession, Llama
+from restkv_local.errors import ConfigError
 from tests.session.conversation import MODEL, prose, say
 
 pytestmark = pytest.mark.native
@@ -20,6 +21,7 @@ OPTIONS = {
 GO_ON = """
 import dataclasses, json, sys
 from restkv_local import ChatSession, Llama
+from restkv_local.errors import ConfigError
 from restkv_local.chat.session_file import read_session
 saved = read_session(sys.argv[2])
 with Llama(sys.argv[1], **{**dataclasses.asdict(saved.config), "n_threads": 1}) as llama:
@@ -63,3 +65,42 @@ def test_the_next_64_tokens_are_those_of_the_uninterrupted_run(tmp_path, policy,
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["by snapshot", expected]
     assert expected[-1][2] > events
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"policy": "full"}, {"prefill": "full"}, {"prefill": "full", "allocation": "global"}],
+    ids=str,
+)
+def test_what_is_read_whole_finds_room_turn_after_turn(open_chat, options):
+    session = open_chat(MODEL, **OPTIONS | {"n_predict": 8} | options)
+    for i in range(6):
+        say(session, prose(150, seed=i))
+        assert session.report.finish_reason in ("stop", "length")
+        assert session.report.timings["prompt_n"] < 1000 or session.report.notes
+    seen = session.report.kv["seen"]
+    assert session.report.kv["evicted"] == 0 or options.get("policy") != "full"
+    assert seen > 900
+
+
+def test_a_cache_that_moved_says_what_a_large_one_says(open_chat):
+    options = OPTIONS | {"n_predict": 8, "policy": "full", "temp": 0.0}
+    moved, large = open_chat(MODEL, **options), None
+    answers = [say(moved, prose(150, seed=i)) for i in range(4)]
+    large = open_chat(MODEL, **options | {"budget": 4096})
+    assert answers == [say(large, prose(150, seed=i)) for i in range(4)]
+
+
+def test_a_conversation_without_memory_to_grow_stays_as_it_is(open_chat, monkeypatch):
+    session = open_chat(MODEL, **OPTIONS | {"n_predict": 8, "policy": "full"})
+    say(session, prose(20))
+    seen = session.report.kv["seen"]
+    monkeypatch.setattr(
+        "restkv_local.engine.psutil.virtual_memory", lambda: type("M", (), {"available": 10})
+    )
+    with pytest.raises(ConfigError, match="are free"):
+        say(session, prose(400))
+    monkeypatch.undo()
+    assert len(session.turns) == 1
+    say(session, prose(20, seed=1))
+    assert session.report.kv["seen"] > seen

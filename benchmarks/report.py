@@ -1,0 +1,135 @@
+"""Rebuilds the tables of README and of benchmarks/results from the logs beside them, and the pictures.
+
+python benchmarks/report.py            # write
+python benchmarks/report.py --check    # write nothing; exit 1 if a table says anything else than its log
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of TABLES.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ingest
+import needle
+import ranking
+
+from restkv_local.bench.plot import draw_bench
+from restkv_local.bench.report import BenchReport
+
+sys.path.insert(0, str(Path(__file__).parent / "kvpress"))
+import side_by_side
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# README's choice of the ranking: (task, policy, allocation)
+RANKED = [
+    ("needle", "restkv+", "global"),
+    ("needle", "restkv", "uniform"),
+    ("needle", "snapkv", "uniform"),
+    ("needle", "tova", "uniform"),
+    ("needle", "streamingllm", "uniform"),
+    ("multikey", "restkv+", "global"),
+    ("multikey", "restkv", "uniform"),
+    ("multikey", "snapkv", "uniform"),
+    ("needle-unknown", "kvzip", "global"),
+    ("needle-unknown", "restkv+", "global"),
+    ("needle-unknown", "restkv", "uniform"),
+    ("needle-unknown", "snapkv", "uniform"),
+]
+
+
+def needles() -> str:
+    """Needles by length and cache."""
+    return needle.table(needle.Log(RESULTS / "needle.jsonl").rows({}))
+
+
+def ranking_choice() -> str:
+    """Lines of the ranking that README shows."""
+    rows = ranking.read_rows([RESULTS / "ranking.jsonl"])
+    lines = [
+        "| task | policy | allocation | "
+        + " | ".join(f"{share:.0%} kept" for share in ranking.SHARES)
+        + " |",
+        "|---|---|---|" + "---|" * len(ranking.SHARES),
+    ]
+    for place in RANKED:
+        lot = [row for row in rows if (row["task"], row["policy"], row["allocation"]) == place]
+        cells = [
+            ranking.cell_text([row for row in lot if row["share"] == share])
+            for share in ranking.SHARES
+        ]
+        lines.append("| " + " | ".join([*place, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def bench(name: str, *, with_profile: bool = False) -> str:
+    """Return the tables of a log of ``restkv bench``."""
+    return BenchReport.from_log(RESULTS / f"{name}.jsonl").to_markdown(with_profile=with_profile)
+
+
+def kvpress(known: str) -> str:
+    """Return the comparison with kvpress, question ``"read"`` or ``"unknown"``."""
+    return side_by_side.table(side_by_side.read_rows(RESULTS / "side-by-side"), known)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "needle": needles,
+    "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
+    "ranking-choice": ranking_choice,
+    "ranking": lambda: ranking.tables(ranking.read_rows([RESULTS / "ranking.jsonl"])),
+    "ranking-variants": lambda: ranking.tables(
+        ranking.read_rows([RESULTS / "ranking-variants.jsonl"])
+    ),
+    "bench": lambda: bench("bench"),
+    "bench-allocation": lambda: bench("bench-allocation"),
+    "bench-profile": lambda: bench("bench", with_profile=True),
+    "kvpress-read": lambda: kvpress("read"),
+    "kvpress-unknown": lambda: kvpress("unknown"),
+}
+PICTURES: dict[str, Callable[[Path], Any]] = {
+    "bench.png": lambda path: draw_bench(BenchReport.from_log(RESULTS / "bench.jsonl"), path),
+    "side-by-side.png": lambda path: side_by_side.draw(
+        side_by_side.read_rows(RESULTS / "side-by-side"), path
+    ),
+}
+
+
+def rebuild(text: str) -> str:
+    """Return a page with its tables as the logs have them."""
+    return TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
+
+
+def main() -> None:
+    """Write or check every page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    options = parser.parse_args()
+    stale = []
+    for page in (ROOT / "README.md", *sorted(RESULTS.glob("*.md"))):
+        text = page.read_text()
+        rebuilt = rebuild(text)
+        if rebuilt != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if not options.check:
+                page.write_text(rebuilt)
+    if options.check:
+        if stale:
+            parser.exit(1, f"not as the logs have it: {', '.join(stale)}; run {sys.argv[0]}\n")
+        return
+    for name, draw in PICTURES.items():
+        draw(RESULTS / name)
+    print(f"rebuilt {', '.join(stale) or 'nothing'}; drew {', '.join(PICTURES)}")
+
+
+if __name__ == "__main__":
+    main()

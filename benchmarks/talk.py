@@ -1,0 +1,121 @@
+"""Conversations past the budget: a fact is read and asked about, many turns later it is asked about again.
+
+python benchmarks/talk.py --json talk.jsonl
+python benchmarks/talk.py --table talk.jsonl
+
+A talk: a text of 1,200 tokens with one number, a question about it, ten turns about something else, each with a
+paragraph to react to, the question again. The full cache is the control: what it forgets, the model forgets. A
+run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import defaultdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from needle import Log, interval, make_prompt
+
+from restkv_local import ChatSession, Llama
+from restkv_local.evaluation.prose import write_paragraphs
+
+N_TURNS = 10
+N_TEXT = 1200  # tokens of the text with the fact
+# No questions of one pattern: a small model then repeats the pattern, with nothing evicted too.
+REMARKS = (
+    "I wrote this in my diary today.", "My aunt told me a story.", "Here is a page from an old book.",
+    "This was in the newspaper.", "Listen to what my neighbour said.", "I found this letter.",
+    "My son wrote this at school.", "A friend sent me these lines.", "This is how my novel begins.",
+    "The teacher dictated this.",
+)  # fmt: skip
+CACHES: dict[str, dict[str, Any]] = {
+    "full": {"policy": "full", "budget": 64},
+    "restkv 512": {"policy": "restkv", "budget": 512},
+    "restkv+ 512, global": {"policy": "restkv+", "allocation": "global", "budget": 512},
+    "streamingllm 512": {"policy": "streamingllm", "budget": 512},
+}
+
+
+def hold(llama: Llama, seed: int) -> dict[str, Any]:
+    """Hold one talk; say what was remembered and what every turn read."""
+    text, question, number = make_prompt(llama, seed, N_TEXT, random.Random(seed).random())
+    session = ChatSession(llama)
+
+    def say(words: str, **documents: Any) -> str:
+        return "".join(session.send(words, **documents))
+
+    first = say(question, documents=[text])
+    n_events = session.report.kv["events"]
+    n_read, n_new = 0, 0
+    for remark, paragraph in zip(
+        REMARKS, islice(write_paragraphs(1000 + seed), N_TURNS), strict=True
+    ):
+        say(f"{remark} {paragraph}")
+        n_read += session.report.timings["prompt_n"]
+        n_new += len(llama.native.tokenize(f"{remark} {paragraph}", add_special=False))
+    last = say(question)
+    return {
+        "first": number in first,
+        "last": number in last,
+        "answer": last,
+        "seen": session.report.kv["seen"],
+        "events": session.report.kv["events"] - n_events,
+        "read": n_read,
+        "new": n_new,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a line for each cache."""
+    cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        cells[row["cell"]].append(row)
+    lines = [
+        "| cache | known at first | of these known at last (95 %) | tokens seen | evictions between"
+        " | tokens read a turn, of these new |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, lot in cells.items():
+        knew = [row["last"] for row in lot if row["first"]]
+        low, high = interval(sum(knew), len(knew))
+        n = len(lot)
+        lines.append(
+            f"| {name} | {len(knew)}/{n} | {sum(knew)}/{len(knew)} ({low:.0f}-{high:.0f})"
+            f" | {sum(row['seen'] for row in lot) / n:,.0f} | {sum(row['events'] for row in lot) / n:.1f}"
+            f" | {sum(row['read'] for row in lot) / n / N_TURNS:.0f},"
+            f" {sum(row['new'] for row in lot) / n / N_TURNS:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Hold the same talks with each cache, or print the table of a log."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=500)
+    parser.add_argument("--cache", action="append", choices=CACHES, help="repeatable")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=Path("talk.jsonl"))
+    parser.add_argument("--table", type=Path, help="print the table of this log")
+    options = parser.parse_args()
+    log = Log(options.table or options.json)
+    if not options.table:
+        for name in options.cache or CACHES:
+            with Llama(
+                options.model, temp=0.0, n_predict=32, n_threads=options.threads, **CACHES[name]
+            ) as llama:
+                for seed in range(options.seed, options.seed + options.samples):
+                    sample = {"cell": name, "seed": seed}
+                    if sample not in log:
+                        log.add(sample, hold(llama, seed))
+    print(table(log.rows({})))
+
+
+if __name__ == "__main__":
+    main()

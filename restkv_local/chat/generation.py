@@ -6,6 +6,7 @@ from collections.abc import Generator
 from typing import Literal
 
 from restkv_local.chat.text_stream import TextStream
+from restkv_local.errors import CacheFullError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.types import F32
 
@@ -29,7 +30,8 @@ def generate(
     Returns
     -------
     str
-        ``"stop"`` where the model ended the answer, ``"length"`` where the limit did.
+        ``"stop"`` where the model ended the answer, ``"length"`` where the limit did, or the end of a cache
+        that evicts nothing.
     """
     native, engine, sampler = llama.native, llama.engine, llama.sampler
     stream = TextStream()
@@ -41,7 +43,10 @@ def generate(
             finish_reason = "stop"
             break
         # In the cache before it is said: whoever stops listening leaves both in step.
-        engine.step(token)
+        try:
+            engine.step(token)
+        except CacheFullError:  # a whole cache, and no limit it could have been made for
+            break
         logits = native.logits()
         n_said += 1
         if piece := stream.feed(native.piece(token)):

@@ -104,3 +104,13 @@ def test_a_conversation_without_memory_to_grow_stays_as_it_is(open_chat, monkeyp
     assert len(session.turns) == 1
     say(session, prose(20, seed=1))
     assert session.report.kv["seen"] > seen
+
+
+def test_an_answer_without_limit_ends_where_a_whole_cache_does(open_chat):
+    options = {"n_predict": -1, "policy": "full", "temp": 0.0}
+    session = open_chat(MODEL, **OPTIONS | options)
+    say(session, prose(20))
+    assert session.report.finish_reason in ("stop", "length")
+    assert session.report.kv["evicted"] == 0
+    say(session, prose(20, seed=1))
+    assert len(session.turns) == 2

@@ -39,6 +39,7 @@ CACHE_TYPES: dict[str, tuple[int, int]] = {
 POSITIONS = ("original", "compact")
 # ggml types that hold indices or intermediate results, never a matrix to multiply with
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
+_WORD = 4  # bytes; the compaction graphs copy rows as 32-bit words
 ROW_PAD = 256  # llama.cpp allocates and attends to rows in multiples of this
 
 # general.file_type -> label; the quantisation mix of the file as its maker named it
@@ -226,6 +227,11 @@ def check_supported(
             raise UnsupportedModelError(
                 f"{prefix} with {kind} rows: head_dim {head_dim} is not a multiple of {block}, "
                 f"so rows cannot move as whole blocks; use {flag} f16"
+            )
+        if _row_bytes(head_dim, kind) % _WORD:
+            raise UnsupportedModelError(
+                f"{prefix} with {kind} rows: with head_dim {head_dim} they have {_row_bytes(head_dim, kind)} bytes,"
+                f" and rows move as whole 32-bit words; use {flag} f16"
             )
     wanted = POSITIONS if positions == "auto" else (positions,)
     obstacles = [_position_obstacle(shape, type_k, choice) for choice in wanted]

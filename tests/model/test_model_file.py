@@ -26,6 +26,12 @@ def keys_of(arch, **changes):
     return [(name, value) for name, value in keys.items() if value is not None]
 
 
+def heads_of(head_dim):
+    """Metadata of a llama with heads of this size."""
+    keys = ("attention__key_length", "attention__value_length", "rope__dimension_count")
+    return {f"llama__{key}": scalar("uint32", head_dim) for key in keys}
+
+
 def shape_of(tmp_path, arch="llama", tensors=None, **changes):
     raw = RawGGUF(keys=keys_of(arch, **changes))
     if tensors is not None:
@@ -110,7 +116,7 @@ def test_windows_in_all_layers_leave_nothing_to_evict(tmp_path):
 
 
 def test_long_rope_allows_compact_positions_only(tmp_path):
-    shape = read_model(builders.llama(long_rope=True).write(tmp_path / "m.gguf"))
+    shape = read_model(builders.llama(long_rope=True, head_dim=64).write(tmp_path / "m.gguf"))
     assert shape.has_rope_factors
     assert shape.has_long_rope
     assert supported_positions(shape) == ("compact",)
@@ -136,7 +142,7 @@ def test_layers_without_rope_forbid_compact_positions(tmp_path):
 
 @pytest.mark.parametrize("type_k", ["q8_0", "q4_0", "bf16"])
 def test_compact_positions_want_precise_keys(tmp_path, type_k):
-    shape = shape_of(tmp_path)
+    shape = shape_of(tmp_path, **heads_of(64))
     with pytest.raises(UnsupportedModelError, match=f"rounding of {type_k} keys"):
         check_supported(shape, type_k=type_k, positions="compact")
     check_supported(shape, type_k=type_k, type_v="q4_0", positions="original")
@@ -145,14 +151,14 @@ def test_compact_positions_want_precise_keys(tmp_path, type_k):
 
 
 @pytest.mark.parametrize("option", ["type_k", "type_v"])
-def test_quantised_rows_want_whole_blocks(tmp_path, option):
-    head = {
-        f"llama__{key}": scalar("uint32", 80)
-        for key in ("attention__key_length", "attention__value_length", "rope__dimension_count")
-    }
-    shape = shape_of(tmp_path, **head)
+@pytest.mark.parametrize(
+    ("head_dim", "reason"),
+    [(80, "80 is not a multiple of 32"), (32, "with head_dim 32 they have 34 bytes")],
+)
+def test_quantised_rows_want_whole_blocks_and_words(tmp_path, option, head_dim, reason):
+    shape = shape_of(tmp_path, **heads_of(head_dim))
     check_supported(shape)
-    with pytest.raises(UnsupportedModelError, match="80 is not a multiple of 32"):
+    with pytest.raises(UnsupportedModelError, match=reason):
         check_supported(shape, **{option: "q8_0"}, positions="original")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from restkv_local.chat.chat_template import ChatTemplate, Message
 from restkv_local.chat.generation import generate
 from restkv_local.chat.guide import question_guide
+from restkv_local.chat.held_cache import HeldCache
 from restkv_local.chat.moments import Moment, Moments
 from restkv_local.chat.session_file import (
     RUNTIME,
@@ -23,7 +23,7 @@ from restkv_local.chat.session_file import (
 from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.config import Config
 from restkv_local.engine import Engine, Progress, Snapshot
-from restkv_local.errors import ConfigError, InputError, NativeError
+from restkv_local.errors import ConfigError, InputError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.model.model_file import kv_bytes_per_token
 from restkv_local.native import library_stamp
@@ -107,7 +107,7 @@ class ChatSession:
         self._readings = readings
         self._fingerprint = ""
         self._moments = Moments(self._engine.config.undo_mib << 20)
-        self._opened = (0, 0, 0)  # what the cache was opened for
+        self._cache = HeldCache(llama)
         self.report = TurnReport(llama.shape.name, llama.version)
         self.clear()
 
@@ -130,7 +130,7 @@ class ChatSession:
         self._turns: list[Turn] = []
         self._moments.clear()
         self._llama.sampler.reset()
-        self._forget()
+        self._cache.forget()
 
     def context(self) -> ContextView:
         """Return what the cache holds now."""
@@ -234,12 +234,12 @@ class ChatSession:
         del self._turns[-n:]
         self._moments.cut(len(self._turns))
         if not self._turns:
-            self._forget()
+            self._cache.forget()
             return "the conversation is empty again"
         moment = self._moments.between(len(self._turns))
-        if moment is not None and self._restore(moment.snapshot, moment.text):
+        if moment is not None and self._cache.restore(moment.snapshot, moment.text):
             return BY_SNAPSHOT
-        self._forget()
+        self._cache.forget()
         return READ_AGAIN
 
     def prepare(
@@ -306,29 +306,30 @@ class ChatSession:
 
     def _reconfigure(self, config: Config) -> str:
         old, renewed = self._engine, self._engine.renewed(config)
-        if not self._held():
-            self._native.release()
-            self._llama.engine = renewed
+        if not self._cache.held():
+            self._cache.hand_to(renewed)
             return "from the next message on"
-        text, way = self._text, BY_SNAPSHOT
-        with self._or_as_before() as before:
-            moved = self._put_in(renewed, self._opened, before, text)
+        text, way = self._cache.text, BY_SNAPSHOT
+        with self._cache.or_as_before() as before:
+            moved = self._cache.move_to(renewed, self._cache.opened, before, text)
             if (
                 not moved
                 and before is not None
                 and before.rows.positions.shape[-1] > renewed.budget
             ):
                 # Too many rows for the new cache: the old one chooses those that go there.
-                self._put_in(old, self._opened, before, text)
+                self._cache.move_to(old, self._cache.opened, before, text)
                 old.use(budget=renewed.budget)
                 old.evict()
                 way = f"{BY_SNAPSHOT}, evicted to {renewed.budget:,} rows"
-                moved = self._put_in(renewed, self._opened, self._snapshot(), text)
+                moved = self._cache.move_to(
+                    renewed, self._cache.opened, self._cache.snapshot(), text
+                )
         if moved:
             return way
         # What a policy wants to know of every query so far, older moments do not tell either.
         self._moments.clear()
-        self._forget()
+        self._cache.forget()
         return READ_AGAIN
 
     # On disk
@@ -356,11 +357,11 @@ class ChatSession:
             config=self._engine.config,
             system=self._system,
             turns=self.turns,
-            text=self._held(),
-            opened=self._opened,
+            text=self._cache.held(),
+            opened=self._cache.opened,
             seed=sampler.seed,
             n_drawn=sampler.n_drawn,
-            snapshot=self._snapshot(),
+            snapshot=self._cache.snapshot(),
         )
         write_session(Path(path), saved)
 
@@ -405,18 +406,18 @@ class ChatSession:
         self._engine.renewed(replace(config, **rules))  # rules that cannot be are refused now
         renewed = self._engine.renewed(config, kinds)
         moved = False
-        with self._or_as_before():
+        with self._cache.or_as_before():
             if snapshot is None:
-                self._native.release()
-                self._llama.engine = renewed
+                self._cache.hand_to(renewed)
             else:
-                moved = self._put_in(renewed, saved.opened, snapshot, saved.text)
+                moved = self._cache.move_to(renewed, saved.opened, snapshot, saved.text)
         seed = changes.get("seed", -1)
         self._use_sampling(config, saved.seed if seed < 0 else seed, saved.n_drawn)
-        self._system, self._turns, self._opened = saved.system, list(saved.turns), saved.opened
+        self._system, self._turns = saved.system, list(saved.turns)
+        self._cache.opened = saved.opened
         self._moments.clear()
         if not moved:
-            self._forget()
+            self._cache.forget()
         ways = [BY_SNAPSHOT if moved else READ_AGAIN + why] if saved.turns else []
         if rules.keys() & {"policy", "allocation"}:
             policy = rules.get("policy", config.policy)
@@ -440,75 +441,6 @@ class ChatSession:
 
     # The cache
 
-    def _forget(self) -> None:
-        """Drop every row; the turns stay and are read again with the next message."""
-        if self._engine.is_open:
-            self._engine.clear()
-        self._hold("")
-
-    def _hold(self, text: str) -> None:
-        """Note what the cache stands for now."""
-        self._text = text
-        self._counters = self._engine.counters  # whoever else fills this cache makes new ones
-
-    def _held(self) -> str:
-        """Return what the cache stands for: nothing, once somebody else has used it."""
-        if self._engine.counters is not self._counters:
-            self._text = ""
-        return self._text
-
-    def _snapshot(self) -> Snapshot | None:
-        """Copy the cache; None if it is empty or of a kind that cannot be copied."""
-        if not self._held() or not self._engine.is_open:
-            return None
-        try:
-            return self._native.finish(self._engine.save)
-        except NativeError:  # layers with a sliding window have a cache of their own
-            return None
-
-    def _restore(self, snapshot: Snapshot, text: str) -> bool:
-        """Put a cache in place that stands for ``text``; False if the open one cannot take it."""
-        if tracked_kinds(snapshot) != self._engine.tracks:
-            return False
-
-        def restore() -> None:
-            self._engine.restore(snapshot)
-            self._hold(text)
-
-        try:
-            self._native.finish(restore)  # Ctrl-C must not come between the two
-        except NativeError:  # more rows than there is room for, or unequal ones
-            return False
-        return True
-
-    def _put_in(
-        self, engine: Engine, opened: tuple[int, int, int], snapshot: Snapshot | None, text: str
-    ) -> bool:
-        """Let another engine take over and go on from a snapshot; False if it cannot go on from that."""
-        self._native.release()
-        self._llama.engine = engine
-        engine.open(*opened)
-        return snapshot is not None and self._restore(snapshot, text)
-
-    @contextmanager
-    def _or_as_before(self) -> Iterator[Snapshot | None]:
-        """Put engine and cache back as they are if the block fails; yields the cache of now."""
-        engine, before, text = self._engine, self._snapshot(), self._text
-        was_open = engine.is_open
-        try:
-            yield before
-        except BaseException:
-            if self._llama.engine is engine and engine.is_open and self._held():
-                raise  # refused before anything was touched
-            self._native.release()
-            self._llama.engine = engine
-            if was_open:
-                engine.open(*self._opened)
-            self._hold("")
-            if before is not None:
-                self._restore(before, text)
-            raise
-
     def _keep_moment(self, n_turns: int, logits: F32 | None = None) -> Snapshot | None:
         """Copy the cache for going back to it, where memory allows."""
         config, engine = self._engine.config, self._engine
@@ -516,9 +448,9 @@ class ChatSession:
         # Asked before it is copied: the cache of an unbounded policy may be most of the memory.
         if not self._moments.takes(round(engine.rows.mean * row)):
             return None
-        snapshot = self._snapshot()
+        snapshot = self._cache.snapshot()
         if snapshot is not None:
-            self._moments.add(Moment(n_turns, self._text, snapshot, logits))
+            self._moments.add(Moment(n_turns, self._cache.text, snapshot, logits))
         return snapshot
 
     # Answering
@@ -554,12 +486,12 @@ class ChatSession:
             report.notes.append("temp 0 draws nothing: the same cache answers the same")
         guide = question_guide(self._native, self._engine.config, rendered, turn.guide)
         key = None
-        if not self._text:
+        if not self._cache.text:
             key = self._open(tokens, guide, is_first=not earlier and not request.afresh)
             if key is not None and (found := self._find_reading(key, rendered)) is not None:
                 report.notes.append(f"read before: {len(tokens):,} tokens from the cache folder")
                 logits, tokens, key = found, [], None
-        elif not self._make_room(len(tokens)):
+        elif not self._cache.make_room(len(tokens)):
             tokens = self._tokenize_rest(rendered)
             report.notes.append(f"a larger cache, {len(tokens):,} tokens read")
         engine = self._engine
@@ -571,13 +503,13 @@ class ChatSession:
         try:
             if tokens:
                 engine.read(tokens, guide=guide, on_progress=on_progress)
-                self._hold(rendered)
+                self._cache.hold(rendered)
             reading = False
             if logits is None:
                 logits = self._native.logits().copy()
                 kept = self._keep_moment(len(earlier), logits)
                 if key is not None and kept is None:
-                    kept = self._snapshot()
+                    kept = self._cache.snapshot()
             answer_start = time.perf_counter()
             report.finish_reason = yield from generate(self._llama, logits, answer)
         finally:
@@ -588,11 +520,11 @@ class ChatSession:
             if reading:
                 answer_start = end
                 if n_read:
-                    self._hold(self._text)
+                    self._cache.hold(self._cache.text)
                     heard = self._hear(rendered, content, tokens[:n_read])
                     self._turns = [*earlier, replace(turn, heard=heard)]
             else:
-                self._text += report.response
+                self._cache.text += report.response
                 self._turns = [*earlier, replace(turn, answer=report.response)]
             report.usage = {
                 "prompt_tokens": seen + n_read,
@@ -625,16 +557,16 @@ class ChatSession:
         way : str
             What was done, empty if the cache went on as it was.
         """
-        text = self._held()
+        text = self._cache.held()
         why = request.why
         if not request.afresh:
             if text and len(text) < len(rendered) and rendered.startswith(text):
                 return None, ""
             why = why or ("the template rewrote earlier turns" if text else "")
             moment = self._moments.longest(rendered)
-            if moment is not None and self._restore(moment.snapshot, moment.text):
+            if moment is not None and self._cache.restore(moment.snapshot, moment.text):
                 return moment.logits, f"{why or 'taken up again'}: {BY_SNAPSHOT}"
-        self._forget()
+        self._cache.forget()
         if not text and not self._turns:
             return None, ""
         return None, ": ".join(part for part in (why, "the conversation was read again") if part)
@@ -642,8 +574,7 @@ class ChatSession:
     def _open(self, tokens: list[int], guide: list[int], *, is_first: bool) -> str | None:
         """Make the cache for a prompt; return what its reading is kept under, None if it is not kept."""
         config = self._engine.config
-        self._opened = (len(tokens), config.n_predict, self._count_pinned())
-        self._engine.open(*self._opened)
+        self._cache.open((len(tokens), config.n_predict, self._count_pinned()))
         if self._readings is None or not is_first or len(tokens) < MIN_TOKENS:
             return None
         return reading_key(
@@ -651,39 +582,23 @@ class ChatSession:
             library=library_stamp(),
             config=config,
             tracks=self._engine.tracks,
-            opened=self._opened,
+            opened=self._cache.opened,
             tokens=tokens,
             guide=guide,
         )
-
-    def _make_room(self, n_tokens: int) -> bool:
-        """Move to a larger cache where nothing goes before the tokens are read; False if it came out empty."""
-        engine = self._engine
-        n_needed = n_tokens + engine.config.n_predict + 1
-        may_evict = engine.policy.evicts and engine.config.prefill == "bounded"
-        if may_evict or n_needed <= self._native.room:
-            return True
-        text = self._text
-        # Twice what is needed: a long conversation moves seldom.
-        opened = (2 * (round(engine.rows.mean) + n_tokens), *self._opened[1:])
-        with self._or_as_before() as snapshot:
-            engine.open(*opened)
-            self._opened = opened
-            self._hold("")
-            return snapshot is not None and self._restore(snapshot, text)
 
     def _find_reading(self, key: str, rendered: str) -> F32 | None:
         """Put a kept reading in place; return the logits of its last token, None without one."""
         assert self._readings is not None
         reading = self._readings.load(key)
-        if reading is None or not self._restore(reading.snapshot, rendered):
+        if reading is None or not self._cache.restore(reading.snapshot, rendered):
             return None
         return reading.logits
 
     def _tokenize_rest(self, rendered: str) -> list[int]:
         """Return the tokens of a prompt that the cache does not stand for yet."""
-        rest = rendered[len(self._text) :]
-        return self._template.tokenize(rest, first=not self._text) if rest else []
+        rest = rendered[len(self._cache.text) :]
+        return self._template.tokenize(rest, first=not self._cache.text) if rest else []
 
     def _count_pinned(self) -> int:
         pinned = self._template.pinned_text(_messages(self._system, ()))
@@ -691,7 +606,7 @@ class ChatSession:
 
     def _hear(self, rendered: str, content: str, tokens: Sequence[int]) -> str:
         """Note what was read of a prompt that was stopped; return the message as far as it was heard."""
-        rest, n = rendered[len(self._text) :].encode(), 0
+        rest, n = rendered[len(self._cache.text) :].encode(), 0
         for token in tokens:
             piece = self._native.piece(token, special=True)
             # A vocabulary puts a BOS before all and a space before words; a template need not know.
@@ -699,12 +614,12 @@ class ChatSession:
             forms = (piece, piece.removeprefix(b" "), *([b""] if is_added else []))
             said = next((form for form in forms if rest.startswith(form, n)), None)
             if said is None:  # a vocabulary that writes some text in another way
-                self._forget()
+                self._cache.forget()
                 return ""
             n += len(said)
-        self._text += rest[:n].decode(errors="ignore")
+        self._cache.text += rest[:n].decode(errors="ignore")
         start = rendered.rfind(content.strip())
-        return rendered[start : max(start, len(self._text))] if start >= 0 else ""
+        return rendered[start : max(start, len(self._cache.text))] if start >= 0 else ""
 
 
 @dataclass(frozen=True, slots=True)

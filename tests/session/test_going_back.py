@@ -181,7 +181,7 @@ def test_fifty_turns_read_only_what_is_new_and_the_system_prompt_stays(open_chat
     session = open_chat(MODEL, system="be brief and kind", **LONG | {"temp": 0.8})
     template = session._template
     for i in range(50):
-        before = session._text
+        before = session._cache.text
         talk(session, 1, first=i)
         rendered = template.render(session.messages[:-1])
         assert rendered.startswith(before)

@@ -22,7 +22,9 @@ from typing import Any
 from prose import document
 
 from restkv_local import ChatSession, Llama
+from restkv_local.engine import Progress
 
+N_PACE = 8192  # tokens
 THINGS = (
     "red lighthouse", "silver telescope", "northern ferry", "oak cabinet", "glass bridge",
     "iron anchor", "blue schooner", "stone archive", "copper still", "tall windmill",
@@ -69,9 +71,21 @@ def ask(llama: Llama, prompt: tuple[str, str, str]) -> dict[str, Any]:
     """Ask in a fresh session; return what the table and the log need."""
     text, question, number = prompt
     session = ChatSession(llama)
-    answer = "".join(session.send(question, documents=[text]))
-    row = {"hit": number in answer, "number": number, "answer": answer}
+    marks: list[Progress] = []
+    answer = "".join(session.send(question, documents=[text], on_progress=marks.append))
+    row = {"hit": number in answer, "number": number, "answer": answer, "pace": pace(marks)}
     return row | session.report.timings | session.report.kv
+
+
+def pace(marks: list[Progress]) -> float | None:
+    """Return the speed of the last 8,192 tokens over that of the first; None if they overlap."""
+    total = marks[-1].processed
+    first = next((mark for mark in marks if mark.processed >= N_PACE), None)
+    before = next((mark for mark in marks if mark.processed >= total - N_PACE), None)
+    if first is None or before is None or before.processed < first.processed:
+        return None
+    last_s = (marks[-1].seconds - before.seconds) / (total - before.processed)
+    return first.seconds / first.processed / last_s
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -81,8 +95,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in row["set"].items())
         cells[row["tokens"], f"{row['cell']} {settings}".strip()].append(row)
     lines = [
-        "| cache | tokens | found (95 %) | prefill t/s | score+compact % | guide % | KV MiB / full |",
-        "|---|---|---|---|---|---|---|",
+        "| cache | tokens | found (95 %) | prefill t/s | last 8k / first 8k | score+compact % | guide %"
+        " | KV MiB / full |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     # Stable: caches of one length stay in the order they were measured in.
     for (_, name), lot in sorted(cells.items(), key=lambda item: item[0][0]):
@@ -99,11 +114,13 @@ def summarise(name: str, rows: list[dict[str, Any]]) -> list[Any]:
 
     hits = sum(row["hit"] for row in rows)
     low, high = interval(hits, len(rows))
+    paces = [row["pace"] for row in rows if row.get("pace")]
     return [
         name,
         f"{statistics.median(row['prompt_n'] for row in rows):,.0f}",
         f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})",
         f"{statistics.median(row['prompt_per_second'] for row in rows):.0f}",
+        f"{statistics.median(paces):.2f}" if paces else "",
         share("score_ms", "compact_ms"),
         share("guide_ms"),
         f"{rows[0]['bytes'] / 2**20:.0f} / {rows[0]['bytes_full'] / 2**20:,.0f}",

@@ -16,34 +16,31 @@ def observe(attention_max, attention_mean, distance, n_window=1, positions=None)
     )  # fmt: skip
 
 
-def test_attention_of_whoever_wants_a_row_most_or_its_change_of_the_output():
-    found = RestKVPlus(kernel=1).score(
-        observe(
-            [[0.4, 0.1, 0.0, 0.5], [0.2, 0.3, 0.0, 0.6]],
-            [[0.2, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.5]],
-            [[8.0, 1.0, 9.0, 1.0], [2.0, 3.0, 5.0, 1.0]],
-        )
+def test_attention_of_whoever_wants_a_row_most_times_the_root_of_the_change():
+    observation = observe(
+        [[0.4, 0.1, 0.0, 0.5], [0.2, 0.3, 0.0, 0.6]],
+        [[0.2, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.5]],
+        [[8.0, 1.0, 9.0, 1.0], [2.0, 3.0, 5.0, 1.0]],
     )
-    # heads' maximum 0.4, 0.3, 0, 0.6, past mean 0.7/3; d/(1-a), mean of heads, 6, 2, 7, 2, past mean 5
-    np.testing.assert_allclose(found, [[0.4, 0.3, 0.7 / 3 * 7 / 5, 0.6]], rtol=1e-6)
+    # heads' maximum 0.4, 0.3, 0, 0.6; d/(1-a), mean of heads, 6, 2, 7, 2
+    for tau in (0.5, 1.0):
+        np.testing.assert_allclose(
+            RestKVPlus(kernel=1, tau=tau).score(observation),
+            [[0.4 * 6**tau, 0.3 * 2**tau, 0.0, 0.6 * 2**tau]],
+            rtol=1e-6,
+        )
 
 
-def test_the_floor_looks_at_rows_that_are_there_only():
-    found = RestKVPlus(kernel=1).score(
-        observe(
-            [[0.0, 0.0, 0.6, 0.0, 0.9]] * 2,
-            [[0.0] * 5] * 2,
-            [[1.0] * 5] * 2,
-            positions=[[-1, 4, 5, 8, 9]],
-        )
+def test_the_attention_is_pooled_and_the_change_is_not():
+    observation = observe(
+        [[0.0, 0.6, 0.0, 0.0, 0.9]] * 2, [[0.0] * 5] * 2, [[1.0, 1.0, 4.0, 1.0, 1.0]] * 2
     )
-    np.testing.assert_allclose(found[0, 1:], [0.2, 0.6, 0.2, 0.9], rtol=1e-6)
-    assert np.isfinite(found).all()
+    found = RestKVPlus(kernel=3).score(observation)
+    np.testing.assert_allclose(found[0, 1:4], [0.2, 0.2 * 2, 0.0], rtol=1e-6)
 
 
 def test_a_row_with_all_the_attention_is_as_far_as_the_furthest():
-    found = RestKVPlus(kernel=1).score(
-        observe([[1.0, 0.0, 0.0]] * 2, [[1.0, 0.0, 0.0]] * 2, [[0.0, 5.0, 2.0]] * 2)
+    found = RestKVPlus(kernel=1, tau=1.0).score(
+        observe([[1.0, 0.1, 0.2]] * 2, [[1.0, 0.0, 0.0]] * 2, [[0.0, 5.0, 2.0]] * 2)
     )
-    # d/(1-a) is 5, 5, 2, past mean 5; attention 1, 0, 0, past mean 0.5
-    np.testing.assert_allclose(found, [[1.0, 0.5 * 5 / 5, 0.5 * 2 / 5]], rtol=1e-6)
+    np.testing.assert_allclose(found, [[1.0 * 5, 0.1 * 5, 0.2 * 2]], rtol=1e-6)

@@ -38,6 +38,7 @@ lint: setup ## format, lint, types
 	@ln -sfn $(CURDIR)/restkv_local/* build/types/restkv_local/ && ln -sfn $(CURDIR)/cli build/types/restkv_local/cli
 	MYPYPATH=build/types $(BIN)/mypy -p restkv_local
 	$(BIN)/mypy patches/prepare.py patches/check.py
+	$(BIN)/python benchmarks/report.py --check
 
 test: lint ## lint and all tests but the slow ones
 	$(BIN)/pytest

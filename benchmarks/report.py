@@ -19,9 +19,6 @@ import ingest
 import needle
 import ranking
 
-from restkv_local.bench.plot import draw_bench
-from restkv_local.bench.report import BenchReport
-
 sys.path.insert(0, str(Path(__file__).parent / "kvpress"))
 import side_by_side
 
@@ -70,14 +67,11 @@ def ranking_choice() -> str:
     return "\n".join(lines)
 
 
-def bench(name: str, *, with_profile: bool = False) -> str:
-    """Return the tables of a log of ``restkv bench``."""
-    return BenchReport.from_log(RESULTS / f"{name}.jsonl").to_markdown(with_profile=with_profile)
-
-
-def kvpress(known: str) -> str:
-    """Return the comparison with kvpress, question ``"read"`` or ``"unknown"``."""
-    return side_by_side.table(side_by_side.read_rows(RESULTS / "side-by-side"), known)
+def kvpress() -> tuple[list[side_by_side.Row], list[side_by_side.Row]]:
+    """Return what the comparison with kvpress found, and the samples it was timed with."""
+    folders = RESULTS / "side-by-side", RESULTS / "side-by-side-timed"
+    found, timed = (side_by_side.read_rows(folder) for folder in folders)
+    return found, timed
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -88,17 +82,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranking-variants": lambda: ranking.tables(
         ranking.read_rows([RESULTS / "ranking-variants.jsonl"])
     ),
-    "bench": lambda: bench("bench"),
-    "bench-allocation": lambda: bench("bench-allocation"),
-    "bench-profile": lambda: bench("bench", with_profile=True),
-    "kvpress-read": lambda: kvpress("read"),
-    "kvpress-unknown": lambda: kvpress("unknown"),
+    "ranking-heldout": lambda: ranking.tables(
+        ranking.read_rows([RESULTS / "ranking-heldout.jsonl"])
+    ),
+    "kvpress-read": lambda: side_by_side.table(*kvpress(), "read"),
+    "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {
-    "bench.png": lambda path: draw_bench(BenchReport.from_log(RESULTS / "bench.jsonl"), path),
-    "side-by-side.png": lambda path: side_by_side.draw(
-        side_by_side.read_rows(RESULTS / "side-by-side"), path
-    ),
+    "side-by-side.png": lambda path: side_by_side.draw(*kvpress(), path),
 }
 
 

@@ -10,8 +10,8 @@
 
 Both sides compute with the weights of one GGUF in bfloat16 and log one line a sample; stopped, they
 go on where they were. A sample is timed from its text to its answer of up to 24 tokens; memory is the
-highest of the whole process meanwhile. Nothing else may run on the machine, or both sides take one
-thread each (`--threads 1`).
+highest of the whole process meanwhile. Times mean something only if nothing else runs: a second folder with
+few prompts, made the same way on a quiet machine, gives them (`--timed FOLDER`).
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def cells_of(rows: list[Row], known: str) -> dict[tuple[str, str], dict[float, l
     """Group rows by side and method, then by share; most found first."""
     cells: dict[tuple[str, str], dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        # The full cache is the same whether the question is known or not; kvpress asked it twice.
-        if row["question"] == known or row["method"] == "full":
+        # The full cache here is the same whether the question is known or not.
+        whole_here = row["side"] == "restkv-local" and row["method"] == "full"
+        if row["question"] == known or whole_here:
             cells[row["side"], row["method"]][row["share"]].append(row)
 
     def merit(item: tuple[Any, dict[float, list[Row]]]) -> float:
@@ -106,9 +107,9 @@ def cells_of(rows: list[Row], known: str) -> dict[tuple[str, str], dict[float, l
     return dict(sorted(cells.items(), key=merit))
 
 
-def table(rows: list[Row], known: str) -> str:
-    """Return a Markdown table for one way of asking."""
-    cells = cells_of(rows, known)
+def table(rows: list[Row], timed: list[Row], known: str) -> str:
+    """Return a Markdown table for one way of asking; seconds and memory come from ``timed``."""
+    cells, clock = cells_of(rows, known), cells_of(timed, known)
     shares = sorted({share for cell in cells.values() for share in cell if share < 1})
     tasks = [task for task in NEEDLES if any(row["task"] == task for row in rows)]
     heads = [f"{task} at {share:.0%}" for task in tasks for share in shares]
@@ -122,9 +123,10 @@ def table(rows: list[Row], known: str) -> str:
             for task in tasks
             for share in shares
         ]
-        every = [row for cell in by_share.values() for row in cell]
-        texts.append(f"{statistics.median(row['seconds'] for row in every):.1f}")
-        texts.append(f"{statistics.median(row['peak_mib'] for row in every):.0f}")
+        every = [row for cell in clock.get((side, method), {}).values() for row in cell]
+        for field, digits in (("seconds", 1), ("peak_mib", 0)):
+            values = [row[field] for row in every]
+            texts.append(f"{statistics.median(values):.{digits}f}" if values else "")
         lines.append(f"| {side} | {method} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
@@ -138,7 +140,7 @@ def found_text(rows: list[Row]) -> str:
     return f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})"
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def draw(rows: list[Row], timed: list[Row], path: Path) -> None:
     """Draw accuracy against seconds, a point for each method and share."""
     from matplotlib.figure import Figure
 
@@ -147,18 +149,23 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set_title("question read first" if known == "read" else "question unknown")
         axes.set_xlabel("seconds a sample (median)")
         axes.set_xscale("log")
+        clock = cells_of(timed, known)
         for (side, method), by_share in cells_of(rows, known).items():
-            points = sorted(
-                (share, statistics.median(row["seconds"] for row in cell),
-                 100 * statistics.mean(row["hit"] for row in cell))
-                for share, cell in by_share.items()
-            )  # fmt: skip
+            points = [
+                (
+                    statistics.median(row["seconds"] for row in clock[side, method][share]),
+                    100 * statistics.mean(row["hit"] for row in by_share[share]),
+                )
+                for share in sorted(by_share)
+                if clock.get((side, method), {}).get(share)
+            ]
+            ours = side == "restkv-local"
             axes.plot(
-                [point[1] for point in points], [point[2] for point in points],
-                marker="o" if side == "restkv-local" else "x",
-                linestyle="-" if side == "restkv-local" else "--",
+                *zip(*points, strict=True),
+                marker="o" if ours else "x",
+                linestyle="-" if ours else "--",
                 label=f"{side}: {method}",
-            )  # fmt: skip
+            )
         axes.legend(fontsize=7)
         axes.set_ylabel("found, %")
     figure.savefig(path, dpi=150)
@@ -177,7 +184,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--share", type=float, action="append", help="rows kept; repeatable")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--table", action="store_true", help="print the table of both logs")
+    parser.add_argument("--table", action="store_true", help="print the tables of both logs")
+    parser.add_argument("--timed", type=Path, help="the folder that seconds and memory come from")
     parser.add_argument("--png", type=Path, help="draw the logs")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -185,11 +193,11 @@ def main() -> None:
         path = options.folder / "prompts.jsonl"
         write_prompts(path, options.samples, options.tokens, options.seed)
     elif options.table or options.png:
-        rows = read_rows(options.folder)
+        rows, timed = read_rows(options.folder), read_rows(options.timed or options.folder)
         if options.table:
-            print(table(rows, "read"), table(rows, "unknown"), sep="\n\n")
+            print(*(table(rows, timed, known) for known in MODES), sep="\n\n")
         if options.png:
-            draw(rows, options.png)
+            draw(rows, timed, options.png)
     else:
         run(options)
 

@@ -41,8 +41,9 @@ class RestKVPlus(Policy):
     -----
     Plain ``restkv`` is the paper's rule: it weighs the newest queries most, which in a chat are the
     template's, not the question's. The aggregation here is that of [2]_. Exponent and floor were chosen on
-    needles and text: exponent 1 costs KL divergence, 0 needles at 5 %; without the floor nothing is found
-    if the question is unknown, with floor 1 divergence doubles. ``benchmarks/results/ranking.md`` has the figures.
+    needles and text: exponents 0 and 0.5 cannot be told apart there, 1 costs KL divergence; without the floor
+    nothing is found if the question is unknown, with floor 1 divergence at 25 % doubles.
+    ``benchmarks/results/ranking.md`` has the figures.
 
     References
     ----------

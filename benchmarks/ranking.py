@@ -31,6 +31,7 @@ from prose import document
 from restkv_local import Llama
 from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.chat.chat_template import ChatTemplate
+from restkv_local.config import DEFAULTS
 from restkv_local.engine import Engine, Snapshot
 from restkv_local.errors import ConfigError
 from restkv_local.policies.base import Policy
@@ -151,6 +152,7 @@ def run(options: argparse.Namespace) -> None:
             row = json.loads(line)
             done.add(tuple(row[key] for key in KEY))
     policies = options.policy or [name for name in POLICIES if POLICIES[name].evicts]
+    window = "" if options.n_obs == DEFAULTS.n_obs else f", window {options.n_obs}"
     allocations = options.allocation or ["uniform"]
     with (
         Llama(
@@ -160,6 +162,7 @@ def run(options: argparse.Namespace) -> None:
             allocation="global",
             also_track=("sum", "last_use", "repeat", "queries"),
             budget=2048,
+            n_obs=options.n_obs,
             n_threads=options.threads,
         ) as llama,
         options.json.open("a") as log,
@@ -169,12 +172,15 @@ def run(options: argparse.Namespace) -> None:
                 (policy, allocation, share)
                 for policy, allocation in cells(policies, allocations)
                 for share in SHARES
-                if (options.task, options.tokens, seed, policy, allocation, share) not in done
+                if (options.task, options.tokens, seed, policy + window, allocation, share)
+                not in done
             ]
             if grid:
                 sample = make_sample(llama, options.task, seed, options.tokens)
                 for row in rank(llama, sample, grid):
                     prompt = {"task": options.task, "tokens": options.tokens, "seed": seed}
+                    if row["policy"] != "full":
+                        row["policy"] += window
                     log.write(json.dumps(prompt | row) + "\n")
                     log.flush()
 
@@ -285,6 +291,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--policy", action="append", help="repeatable; NAME or NAME:KNOB=VALUE,...")
     parser.add_argument("--allocation", action="append", choices=ALLOCATORS, help="repeatable")
+    parser.add_argument("--n-obs", type=int, default=DEFAULTS.n_obs, help="queries that score")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("ranking.jsonl"))
     parser.add_argument("--table", type=Path, nargs="+", help="print the tables of these logs")

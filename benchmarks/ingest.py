@@ -9,14 +9,13 @@ Every cell of the log that is there already is left out: a run that was stopped 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from needle import interval
+from measured import Log, found_text
 from ranking import N_ANSWER, answer, make_sample
 
 from restkv_local import Llama
@@ -53,51 +52,41 @@ def measure(llama: Llama, task: str, n_tokens: int, seed: int) -> dict[str, Any]
 
 def run(options: argparse.Namespace) -> None:
     """Fill in what the log lacks."""
-    done = set()
-    if options.json.exists():
-        rows = map(json.loads, options.json.read_text().splitlines())
-        done = {tuple(row[key] for key in KEY) for row in rows}
-    with options.json.open("a") as log:
-        for policy in options.policy:
-            for budget in options.budget:
-                seeds = [
-                    seed
-                    for seed in range(options.seed, options.seed + options.samples)
-                    if (options.task, options.tokens, seed, policy, options.allocation, budget)
-                    not in done
-                ]
-                if not seeds:
-                    continue
-                with Llama(
-                    options.model, temp=0.0, policy=policy, allocation=options.allocation,
-                    budget=budget, guide="off", n_threads=options.threads,
-                ) as llama:  # fmt: skip
-                    for seed in seeds:
-                        place = (options.task, options.tokens, seed)
-                        row = dict(
-                            zip(KEY, (*place, policy, options.allocation, budget), strict=True)
-                        )
-                        row |= measure(llama, options.task, options.tokens, seed)
-                        log.write(json.dumps(row) + "\n")
-                        log.flush()
+    log = Log(options.json)
+    done = {tuple(row[key] for key in KEY) for row in log.rows()}
+    for policy in options.policy:
+        for budget in options.budget:
+            seeds = [
+                seed
+                for seed in range(options.seed, options.seed + options.samples)
+                if (options.task, options.tokens, seed, policy, options.allocation, budget)
+                not in done
+            ]
+            if not seeds:
+                continue
+            with Llama(
+                options.model, temp=0.0, policy=policy, allocation=options.allocation,
+                budget=budget, guide="off", n_threads=options.threads,
+            ) as llama:  # fmt: skip
+                for seed in seeds:
+                    place = (options.task, options.tokens, seed)
+                    row = dict(zip(KEY, (*place, policy, options.allocation, budget), strict=True))
+                    row |= measure(llama, options.task, options.tokens, seed)
+                    log.add(row)
 
 
 def table(path: Path) -> str:
     """Return a line for each policy, allocation and budget."""
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in Log(path).rows():
         cells[tuple(row[key] for key in KEY if key != "seed")].append(row)
     lines = [
         "| task | tokens | policy | allocation | budget | found (95 %) | prefill t/s |",
         "|---|---|---|---|---|---|---|",
     ]
     for key, rows in sorted(cells.items(), key=str):
-        hits = sum(row["hit"] for row in rows)
-        low, high = interval(hits, len(rows))
         speed = statistics.median(row["prefill_t_s"] for row in rows)
-        found = f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})"
-        lines.append("| " + " | ".join(map(str, (*key, found, f"{speed:.0f}"))) + " |")
+        lines.append("| " + " | ".join(map(str, (*key, found_text(rows), f"{speed:.0f}"))) + " |")
     return "\n".join(lines)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import statistics
 from collections import defaultdict
@@ -19,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from measured import Log, found_text
 from prose import document
 
 from restkv_local import ChatSession, Llama
@@ -41,30 +41,6 @@ def make_prompt(llama: Llama, seed: int, n_tokens: int, depth: float) -> tuple[s
         text = document(n_words, seed, needle, depth)
         n_words = int(n_words * n_tokens / len(llama.native.tokenize(text, add_special=False)))
     return text, f"What is the registration number of the {thing}?", number
-
-
-class Log:
-    """What has been measured: in memory, and in a file where one is given."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        lines = path.read_text().splitlines() if path and path.exists() else []
-        self._rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-
-    def __contains__(self, sample: dict[str, Any]) -> bool:
-        """Tell whether a sample has been measured."""
-        return bool(self.rows(sample))
-
-    def rows(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the rows that have these values."""
-        return [row for row in self._rows if all(row.get(key) == wanted[key] for key in wanted)]
-
-    def add(self, sample: dict[str, Any], row: dict[str, Any]) -> None:
-        """Keep one result."""
-        self._rows.append(sample | row)
-        if self._path:
-            with self._path.open("a") as file:
-                file.write(json.dumps(sample | row) + "\n")
 
 
 def ask(llama: Llama, prompt: tuple[str, str, str]) -> dict[str, Any]:
@@ -112,27 +88,17 @@ def summarise(name: str, rows: list[dict[str, Any]]) -> list[Any]:
     def share(*keys: str) -> str:
         return f"{100 * sum(row[key] for row in rows for key in keys) / prompt_ms:.1f}"
 
-    hits = sum(row["hit"] for row in rows)
-    low, high = interval(hits, len(rows))
     paces = [row["pace"] for row in rows if row.get("pace")]
     return [
         name,
         f"{statistics.median(row['prompt_n'] for row in rows):,.0f}",
-        f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})",
+        found_text(rows),
         f"{statistics.median(row['prompt_per_second'] for row in rows):.0f}",
         f"{statistics.median(paces):.2f}" if paces else "",
         share("score_ms", "compact_ms"),
         share("guide_ms"),
         f"{rows[0]['bytes'] / 2**20:.0f} / {rows[0]['bytes_full'] / 2**20:,.0f}",
     ]
-
-
-def interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, in percent."""
-    share, spread = hits / n, z**2 / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return 100 * (centre - half), 100 * (centre + half)
 
 
 def main() -> None:
@@ -153,7 +119,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print the table of this log")
     options = parser.parse_args()
     if options.table:
-        print(table(Log(options.table).rows({})))
+        print(table(Log(options.table).rows()))
         return
 
     extra: dict[str, Any] = {}
@@ -192,7 +158,7 @@ def main() -> None:
                         )
                     )
                 prompt = make_prompt(llama, seed, options.tokens, sample["depth"])
-                log.add(sample, ask(llama, prompt))
+                log.add(sample | ask(llama, prompt))
         measured += log.rows(cell)
     print(table(measured))
 

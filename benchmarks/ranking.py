@@ -25,7 +25,8 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
-from needle import THINGS, interval
+from measured import Log, found_text
+from needle import THINGS
 from prose import document
 
 from restkv_local import Llama
@@ -146,27 +147,21 @@ def cells(policies: list[str], allocations: list[str]) -> Iterator[tuple[str, st
 
 def run(options: argparse.Namespace) -> None:
     """Fill in what the log lacks."""
-    done = set()
-    if options.json.exists():
-        for line in options.json.read_text().splitlines():
-            row = json.loads(line)
-            done.add(tuple(row[key] for key in KEY))
+    log = Log(options.json)
+    done = {tuple(row[key] for key in KEY) for row in log.rows()}
     policies = options.policy or [name for name in POLICIES if POLICIES[name].evicts]
     window = "" if options.n_obs == DEFAULTS.n_obs else f", window {options.n_obs}"
     allocations = options.allocation or ["uniform"]
-    with (
-        Llama(
-            options.model,
-            temp=0.0,
-            prefill="full",
-            allocation="global",
-            also_track=("sum", "last_use", "repeat", "queries"),
-            budget=2048,
-            n_obs=options.n_obs,
-            n_threads=options.threads,
-        ) as llama,
-        options.json.open("a") as log,
-    ):
+    with Llama(
+        options.model,
+        temp=0.0,
+        prefill="full",
+        allocation="global",
+        also_track=("sum", "last_use", "repeat", "queries"),
+        budget=2048,
+        n_obs=options.n_obs,
+        n_threads=options.threads,
+    ) as llama:
         for seed in range(options.seed, options.seed + options.samples):
             grid = [
                 (policy, allocation, share)
@@ -181,8 +176,7 @@ def run(options: argparse.Namespace) -> None:
                     prompt = {"task": options.task, "tokens": options.tokens, "seed": seed}
                     if row["policy"] != "full":
                         row["policy"] += window
-                    log.write(json.dumps(prompt | row) + "\n")
-                    log.flush()
+                    log.add(prompt | row)
 
 
 def rank(
@@ -232,17 +226,10 @@ def build(spelling: str) -> Policy:
 def cell_text(rows: list[dict[str, Any]]) -> str:
     """One cell of the table."""
     if "hit" in rows[0]:
-        hits = sum(row["hit"] for row in rows)
-        low, high = interval(hits, len(rows))
-        return f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})"
+        return found_text(rows)
     kl = [row["kl"] for row in rows]
     perplexity = math.exp(sum(row["nll"] for row in rows) / len(rows))
     return f"{sum(kl) / len(kl):.3f} ({perplexity:.1f})"
-
-
-def read_rows(paths: list[Path]) -> list[dict[str, Any]]:
-    """Return the rows of logs."""
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
@@ -297,7 +284,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="+", help="print the tables of these logs")
     options = parser.parse_args()
     if options.table:
-        print(tables(read_rows(options.table)))
+        print(tables([row for path in options.table for row in Log(path).rows()]))
     else:
         run(options)
 

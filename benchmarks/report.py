@@ -18,6 +18,7 @@ from typing import Any
 import ingest
 import needle
 import ranking
+from measured import Log, Row
 
 sys.path.insert(0, str(Path(__file__).parent / "kvpress"))
 import side_by_side
@@ -43,14 +44,19 @@ RANKED = [
 ]
 
 
+def read(name: str) -> list[Row]:
+    """Return the rows of a log."""
+    return Log(RESULTS / f"{name}.jsonl").rows()
+
+
 def needles() -> str:
     """Needles by length and cache."""
-    return needle.table(needle.Log(RESULTS / "needle.jsonl").rows({}))
+    return needle.table(read("needle"))
 
 
 def ranking_choice() -> str:
     """Lines of the ranking that README shows."""
-    rows = ranking.read_rows([RESULTS / "ranking.jsonl"])
+    rows = read("ranking")
     lines = [
         "| task | policy | allocation | "
         + " | ".join(f"{share:.0%} kept" for share in ranking.SHARES)
@@ -78,13 +84,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "needle": needles,
     "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
     "ranking-choice": ranking_choice,
-    "ranking": lambda: ranking.tables(ranking.read_rows([RESULTS / "ranking.jsonl"])),
-    "ranking-variants": lambda: ranking.tables(
-        ranking.read_rows([RESULTS / "ranking-variants.jsonl"])
-    ),
-    "ranking-heldout": lambda: ranking.tables(
-        ranking.read_rows([RESULTS / "ranking-heldout.jsonl"])
-    ),
+    "ranking": lambda: ranking.tables(read("ranking")),
+    "ranking-variants": lambda: ranking.tables(read("ranking-variants")),
+    "ranking-heldout": lambda: ranking.tables(read("ranking-heldout")),
     "kvpress-read": lambda: side_by_side.table(*kvpress(), "read"),
     "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }

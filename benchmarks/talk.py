@@ -17,7 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from needle import Log, interval, make_prompt
+from measured import Log, found_text
+from needle import make_prompt
 
 from restkv_local import ChatSession, Llama
 from restkv_local.evaluation.prose import write_paragraphs
@@ -79,11 +80,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, lot in cells.items():
-        knew = [row["last"] for row in lot if row["first"]]
-        low, high = interval(sum(knew), len(knew))
+        knew = [row for row in lot if row["first"]]
         n = len(lot)
         lines.append(
-            f"| {name} | {len(knew)}/{n} | {sum(knew)}/{len(knew)} ({low:.0f}-{high:.0f})"
+            f"| {name} | {len(knew)}/{n} | {found_text(knew, 'last')}"
             f" | {sum(row['seen'] for row in lot) / n:,.0f} | {sum(row['events'] for row in lot) / n:.1f}"
             f" | {sum(row['read'] for row in lot) / n / N_TURNS:.0f},"
             f" {sum(row['new'] for row in lot) / n / N_TURNS:.0f} |"
@@ -113,8 +113,8 @@ def main() -> None:
                 for seed in range(options.seed, options.seed + options.samples):
                     sample = {"cell": name, "seed": seed}
                     if sample not in log:
-                        log.add(sample, hold(llama, seed))
-    print(table(log.rows({})))
+                        log.add(sample | hold(llama, seed))
+    print(table(log.rows()))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from kvpress import (
     TOVAPress,
 )
 from kvpress.pipeline import KVPressTextGenerationPipeline
-from meter import Log
+from meter import Log, measure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -87,12 +87,12 @@ def main() -> None:
             key = {"side": "kvpress", "question": known}
             key |= {name: prompt[name] for name in ("task", "seed")}
             number = prompt["number"]
-            log.measure(number, lambda a=answer: a(None), method="full", share=1.0, **key)
+            measure(log, number, lambda a=answer: a(None), method="full", share=1.0, **key)
             for share in options.share or (0.1, 0.25, 0.5):
                 for name, make in presses.items():
                     press = make(1 - share)
-                    log.measure(
-                        number, lambda a=answer, p=press: a(p), method=name, share=share, **key
+                    measure(
+                        log, number, lambda a=answer, p=press: a(p), method=name, share=share, **key
                     )
         print(prompt["task"], prompt["seed"], flush=True)
 

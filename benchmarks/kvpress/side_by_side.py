@@ -25,10 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meter import Log
+from meter import measure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from needle import interval
+from measured import Log, Row, found_text
 from ranking import N_ANSWER, needle_prompt
 
 from restkv_local import Llama
@@ -40,7 +40,6 @@ CACHES = {  # what is asked for: (policy, allocation)
     "unknown": [("kvzip", "global"), ("restkv+", "global")],
 }
 MODES: dict[str, Mode] = {"read": "per-question", "unknown": "ingest"}
-Row = dict[str, Any]
 
 
 def write_prompts(path: Path, n_samples: int, n_tokens: int, first_seed: int) -> None:
@@ -79,16 +78,12 @@ def run(options: argparse.Namespace) -> None:
                     key["method"] = policy if allocation == "uniform" else f"{policy}, {allocation}"
                     key |= {name: prompt[name] for name in ("task", "seed")}
                     ask = partial(answer, llama, prompt, MODES[known])
-                    log.measure(prompt["number"], ask, **key)
+                    measure(log, prompt["number"], ask, **key)
 
 
 def read_rows(folder: Path) -> list[Row]:
     """Return what both sides measured."""
-    return [
-        json.loads(line)
-        for side in ("restkv", "kvpress")
-        for line in (folder / f"{side}.jsonl").read_text().splitlines()
-    ]
+    return [row for side in ("restkv", "kvpress") for row in Log(folder / f"{side}.jsonl").rows()]
 
 
 def cells_of(rows: list[Row], known: str) -> dict[tuple[str, str], dict[float, list[Row]]]:
@@ -129,15 +124,6 @@ def table(rows: list[Row], timed: list[Row], known: str) -> str:
             texts.append(f"{statistics.median(values):.{digits}f}" if values else "")
         lines.append(f"| {side} | {method} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
-
-
-def found_text(rows: list[Row]) -> str:
-    """One cell of the table: hits with their 95 % interval."""
-    if not rows:
-        return ""
-    hits = sum(row["hit"] for row in rows)
-    low, high = interval(hits, len(rows))
-    return f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})"
 
 
 def draw(rows: list[Row], timed: list[Row], path: Path) -> None:

@@ -1,0 +1,58 @@
+"""What has been measured: a line of JSON a sample, gone on with after a stop; and how sure a count is.
+
+Needs nothing but Python: the environment of kvpress reads it too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class Log:
+    """Samples in memory, and in a file where one is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self._rows: list[Row] = [json.loads(line) for line in lines]
+
+    def __contains__(self, sample: Row) -> bool:
+        """Tell whether a sample has been measured."""
+        return any(_agrees(row, sample) for row in self._rows)
+
+    def rows(self, wanted: Row | None = None) -> list[Row]:
+        """Return the rows that have these values, by default all."""
+        return [row for row in self._rows if _agrees(row, wanted or {})]
+
+    def add(self, row: Row) -> None:
+        """Keep one sample, on disk before anything else happens."""
+        self._rows.append(row)
+        if self._path:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, in percent."""
+    share, spread = hits / n, z**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def found_text(rows: list[Row], key: str = "hit") -> str:
+    """Write how many of the rows found it, with the interval; empty without rows."""
+    if not rows:
+        return ""
+    hits = sum(row[key] for row in rows)
+    low, high = interval(hits, len(rows))
+    return f"{hits}/{len(rows)} ({low:.0f}-{high:.0f})"
+
+
+def _agrees(row: Row, wanted: Row) -> bool:
+    return all(row.get(key) == value for key, value in wanted.items())

@@ -76,16 +76,16 @@ def test_what_is_read_whole_finds_room_turn_after_turn(open_chat, options):
     session = open_chat(MODEL, **OPTIONS | {"n_predict": 8} | options)
     for i in range(6):
         say(session, prose(150, seed=i))
-        assert session.report.finish_reason in ("stop", "length")
-        assert session.report.timings["prompt_n"] < 1000 or session.report.notes
-    seen = session.report.kv["seen"]
-    assert session.report.kv["evicted"] == 0 or options.get("policy") != "full"
-    assert seen > 900
+        assert session.report.notes == []
+        assert 600 < session.report.timings["prompt_n"] < 800  # this turn alone
+    kv = session.report.kv
+    assert kv["seen"] > 3600
+    assert (kv["evicted"] == 0) == (options.get("policy") == "full")
 
 
 def test_a_cache_that_moved_says_what_a_large_one_says(open_chat):
     options = OPTIONS | {"n_predict": 8, "policy": "full", "temp": 0.0}
-    moved, large = open_chat(MODEL, **options), None
+    moved = open_chat(MODEL, **options)
     answers = [say(moved, prose(150, seed=i)) for i in range(4)]
     large = open_chat(MODEL, **options | {"budget": 4096})
     assert answers == [say(large, prose(150, seed=i)) for i in range(4)]
@@ -108,9 +108,15 @@ def test_a_conversation_without_memory_to_grow_stays_as_it_is(open_chat, monkeyp
 
 def test_an_answer_without_limit_ends_where_a_whole_cache_does(open_chat):
     options = {"n_predict": -1, "policy": "full", "temp": 0.0}
-    session = open_chat(MODEL, **OPTIONS | options)
-    say(session, prose(20))
-    assert session.report.finish_reason in ("stop", "length")
-    assert session.report.kv["evicted"] == 0
-    say(session, prose(20, seed=1))
+    for seed in range(5, 30):  # until the random model does not end by itself
+        session = open_chat(MODEL, **OPTIONS | options)
+        say(session, prose(20, seed=seed))
+        report = session.report
+        if report.finish_reason == "length":
+            break
+    assert report.finish_reason == "length"
+    assert report.kv["seen"] == report.kv["capacity"]
+    assert report.kv["evicted"] == 0
+    say(session, "and then?")
     assert len(session.turns) == 2
+    assert session.report.kv["capacity"] > report.kv["capacity"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -69,6 +69,14 @@ class RestKVPlus(Policy):
     def from_config(cls, config: Config) -> RestKVPlus:
         """Build the policy from the options it understands."""
         return cls(kernel=config.kernel, use_wo=config.use_wo)
+
+    def guided(self) -> RestKVPlus:
+        """Return the policy for a question: without the floor.
+
+        Rows with large values would stay from eviction to eviction until they are all there is: of ten needles in
+        8,000 tokens, 512 rows a head, 5 were found with it.
+        """
+        return replace(self, floor=0.0)
 
     def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest:
         """Ask for mean and maximum of the attention, and distances to the mean output."""

@@ -68,3 +68,7 @@ def test_the_floor_looks_at_rows_that_are_there_only():
     )
     np.testing.assert_allclose(found[0, 1:], [0.2, 0.6, 0.2, 0.9], rtol=1e-6)
     assert np.isfinite(found).all()
+
+
+def test_a_question_tells_rows_apart_without_the_floor():
+    assert RestKVPlus(kernel=3).guided() == RestKVPlus(kernel=3, floor=0.0)

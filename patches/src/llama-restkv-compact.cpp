@@ -22,10 +22,9 @@ ggml_tensor * words(ggml_context * ctx, ggml_tensor * pool, int64_t row, int64_t
     return view;
 }
 
-// consecutive rows of src, n of them for each head, go to where each head's rows start
+// consecutive rows of src as words, n of them for each head, go to where each head's rows start
 void scatter(llama_restkv_run & run, ggml_tensor * src, ggml_tensor * pool, const std::vector<int64_t> & starts, const int32_t * n_keep) {
     ggml_context * c = run.get_ctx();
-    const bool raw = src->type == GGML_TYPE_I32;
 
     for (size_t h = 0, first = 0, next; h < starts.size(); h = next) {
         // heads of equal length at equal distances move in one copy
@@ -35,9 +34,7 @@ void scatter(llama_restkv_run & run, ggml_tensor * src, ggml_tensor * pool, cons
         const int64_t n = n_keep[h], n_head = next - h;
         if (n > 0) {
             ggml_tensor * from = ggml_view_3d(c, src, src->ne[0], n, n_head, src->nb[1], src->nb[1]*n, src->nb[1]*first);
-            ggml_tensor * to   = raw ? words(c, pool, starts[h], n, n_head, stride)
-                : ggml_view_3d(c, pool, pool->ne[0], n, n_head, pool->nb[1], pool->nb[1]*stride, pool->nb[1]*starts[h]);
-            run.expand(ggml_cpy(c, from, to));
+            run.expand(ggml_cpy(c, from, words(c, pool, starts[h], n, n_head, stride)));
         }
         first += n*n_head;
     }
@@ -63,7 +60,7 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
     struct job {
         size_t i;
         std::vector<int32_t> from;
-        std::vector<int64_t> to, packed;
+        std::vector<int64_t> to, packed, turned;
     };
     std::list<job> jobs;
     std::map<ggml_backend_buffer_type_t, int64_t> front, reach;
@@ -98,7 +95,13 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
     llama_restkv_run run(ctx, 16*pool.layers.size() + 12*pool.n_cols);
     ggml_context * c = run.get_ctx();
 
+    size_t n_shift = 0;
     for (const auto & cur : jobs) {
+        n_shift += shift ? cur.from.size() : 0;
+    }
+    llama_restkv_turner turner(ctx, run, shift, n_shift);
+
+    for (auto & cur : jobs) {
         const auto & layer = pool.layers[cur.i];
         const auto & to    = direct ? cur.to : cur.packed;
 
@@ -107,10 +110,14 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
             return ggml_get_rows(c, words(c, rows, 0, rows->ne[1], 1, rows->ne[1]), idxs);
         };
         if (shift && ctx->get_model().hparams.has_rope(layer.il)) {
-            ggml_tensor * pos = run.input(GGML_TYPE_I32, shift, cur.from.size());
-            ggml_tensor * k   = ggml_get_rows(c, layer.pool_k, idxs);
-            k = llama_restkv_rotate(ctx, c, k, pos, layer.il);
-            scatter(run, k, layer.pool_k, to, n_keep + layer.idx_col);
+            for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+                for (int32_t j = 0; j < n_keep[layer.idx_col + h]; ++j) {
+                    cur.turned.push_back(to[h] + j);
+                }
+            }
+            ggml_tensor * k = turner.rotate(ggml_get_rows(c, layer.pool_k, idxs), shift, layer.il, ggml_backend_buft_is_host(layer.buft));
+            ggml_tensor * at = run.input(GGML_TYPE_I64, cur.turned.data(), cur.turned.size());
+            run.expand(ggml_set_rows(c, layer.pool_k, k, at));
         } else {
             scatter(run, gather(layer.pool_k), layer.pool_k, to, n_keep + layer.idx_col);
         }

@@ -8,17 +8,6 @@
 #include <functional>
 #include <list>
 
-// Operations of our own on a CPU are compiled for the vectors of several CPUs; the loader picks the widest this one has.
-// That needs glibc: musl's loader does not resolve functions.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
-#if __has_attribute(target_clones)
-#define RESTKV_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#endif
-#ifndef RESTKV_CLONES
-#define RESTKV_CLONES
-#endif
-
 RESTKV_CLONES static void maximum_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const ggml_tensor * attn = dst->src[0]; // [n_used, n_window, n_head]
     GGML_UNUSED(userdata);
@@ -37,16 +26,73 @@ RESTKV_CLONES static void maximum_cpu(ggml_tensor * dst, int ith, int nth, void 
 }
 
 #ifdef __GNUC__
-#define RESTKV_DISTANCE_CPU
+#define RESTKV_TILES_CPU
+
+// Products of short rows: ggml's kernels sum along a row, and with so few values they mostly add up what is left in their
+// registers. Here sixteen columns stand side by side, six rows at a time, and the sums never leave the registers.
+constexpr int64_t n_row = 6;
+constexpr int64_t n_col = 16;
 
 typedef float vec16 __attribute__((vector_size(64), aligned(4)));
 
-// ||v F - z|| in one pass: six rows at a time against sixteen columns of F, so that the sums stay in registers and the
-// images, as large as the cache for each query head of a group, never reach memory.
-RESTKV_CLONES static void distance_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    constexpr int64_t n_row = 6;
-    constexpr int64_t n_col = 16;
+// the same rows[r][i] with columns[i], i from begin to end; inlined: the vectors are those of the caller's clone
+__attribute__((always_inline)) static inline void multiply_tile(const float * const * rows, const float * columns, int64_t begin, int64_t end, vec16 * sum) {
+    for (int64_t r = 0; r < n_row; ++r) {
+        sum[r] = vec16{};
+    }
+    for (int64_t i = begin; i < end; ++i) {
+        for (int64_t r = 0; r < n_row; ++r) {
+            sum[r] += rows[r][i]*((const vec16 *) columns)[i];
+        }
+    }
+}
 
+// KQ of the window
+RESTKV_CLONES static void logits_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const ggml_tensor * k = dst->src[0]; // [head_dim, n_used, n_head_kv]
+    const ggml_tensor * q = dst->src[1]; // [head_dim, n_window, n_head]
+    GGML_UNUSED(userdata);
+
+    const int64_t head_dim = k->ne[0];
+    const int64_t n_used   = k->ne[1];
+    const int64_t n_tile   = (n_used + n_col - 1)/n_col;
+    const int64_t n_query  = q->ne[1]*q->ne[2]/k->ne[2]; // of the heads that share a KV head
+
+    std::vector<float> columns(head_dim*n_col); // sixteen keys side by side
+
+    for (int64_t task = n_tile*k->ne[2]*ith/nth; task < n_tile*k->ne[2]*(ith + 1)/nth; ++task) {
+        const int64_t h     = task/n_tile;
+        const int64_t first = task%n_tile*n_col;
+        const int64_t n     = std::min(n_col, n_used - first);
+        for (int64_t j = 0; j < n; ++j) {
+            const float * key = (const float *) k->data + (h*n_used + first + j)*head_dim;
+            for (int64_t i = 0; i < head_dim; ++i) {
+                columns[i*n_col + j] = key[i];
+            }
+        }
+        for (int64_t w = 0; w < n_query; w += n_row) {
+            const float * rows[n_row];
+            for (int64_t r = 0; r < n_row; ++r) {
+                rows[r] = (const float *) q->data + (h*n_query + std::min(w + r, n_query - 1))*head_dim;
+            }
+            vec16 sum[n_row];
+            multiply_tile(rows, columns.data(), 0, head_dim, sum);
+            for (int64_t r = 0; r < n_row && w + r < n_query; ++r) {
+                float * out = (float *) dst->data + (h*n_query + w + r)*n_used + first;
+                if (n == n_col) {
+                    *(vec16 *) out = sum[r];
+                } else {
+                    for (int64_t j = 0; j < n; ++j) {
+                        out[j] = sum[r][j];
+                    }
+                }
+            }
+        }
+    }
+}
+
+// ||v F - z|| in one pass: the images v F, as large as the cache for each query head of a group, never reach memory.
+RESTKV_CLONES static void distance_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const ggml_tensor * v       = dst->src[0]; // [head_dim, n_used, n_head_kv]
     const ggml_tensor * factors = dst->src[1]; // [head_dim, head_dim*n_gqa, n_head_kv]
     const ggml_tensor * z       = dst->src[2]; // [head_dim, n_z, n_head], or null: 0
@@ -61,15 +107,20 @@ RESTKV_CLONES static void distance_cpu(ggml_tensor * dst, int ith, int nth, void
     const int64_t n_block  = (n_used + n_row - 1)/n_row;
 
     std::vector<float> columns(n_tile*head_dim*n_col); // columns of F side by side, the last tile filled up with 0
+    std::vector<int64_t> begin(n_tile);                // rows of F above are 0 in all columns of a tile: F is often triangular
     std::vector<float> target(n_tile*n_col);
     std::vector<float> image(n_row*n_tile*n_col);
 
     for (int64_t h = 0; h < n_head; ++h) {
         const float * f = (const float *) factors->data + h*head_dim*head_dim;
+        std::fill(begin.begin(), begin.end(), head_dim);
         for (int64_t o = 0; o < head_dim; ++o) {
-            for (int64_t i = 0; i < head_dim; ++i) {
+            int64_t top = head_dim;
+            for (int64_t i = head_dim - 1; i >= 0; --i) {
                 columns[(o/n_col*head_dim + i)*n_col + o%n_col] = f[o*head_dim + i];
+                top = f[o*head_dim + i] != 0.0f ? i : top;
             }
+            begin[o/n_col] = std::min(begin[o/n_col], top);
         }
         for (int64_t block = n_block*ith/nth; block < n_block*(ith + 1)/nth; ++block) {
             const int64_t first = block*n_row;
@@ -78,13 +129,8 @@ RESTKV_CLONES static void distance_cpu(ggml_tensor * dst, int ith, int nth, void
                 rows[r] = (const float *) v->data + (h/n_gqa*n_used + std::min(first + r, n_used - 1))*head_dim;
             }
             for (int64_t t = 0; t < n_tile; ++t) {
-                const vec16 * column = (const vec16 *) (columns.data() + t*head_dim*n_col);
-                vec16 sum[n_row] = {};
-                for (int64_t i = 0; i < head_dim; ++i) {
-                    for (int64_t r = 0; r < n_row; ++r) {
-                        sum[r] += rows[r][i]*column[i];
-                    }
-                }
+                vec16 sum[n_row];
+                multiply_tile(rows, columns.data() + t*head_dim*n_col, begin[t], head_dim, sum);
                 for (int64_t r = 0; r < n_row; ++r) {
                     *(vec16 *) (image.data() + (r*n_tile + t)*n_col) = sum[r];
                 }
@@ -100,11 +146,12 @@ RESTKV_CLONES static void distance_cpu(ggml_tensor * dst, int ith, int nth, void
                         const vec16 diff = *(const vec16 *) (image.data() + (r*n_tile + t)*n_col) - *(const vec16 *) (target.data() + t*n_col);
                         sum += diff*diff;
                     }
-                    float total = 0.0f;
-                    for (int64_t i = 0; i < n_col; ++i) {
-                        total += sum[i];
+                    for (int64_t half = n_col/2; half > 0; half /= 2) {
+                        for (int64_t i = 0; i < half; ++i) {
+                            sum[i] += sum[i + half];
+                        }
                     }
-                    ((float *) dst->data)[(h*n_z + w)*n_used + first + r] = std::sqrt(total);
+                    ((float *) dst->data)[(h*n_z + w)*n_used + first + r] = std::sqrt(sum[0]);
                 }
             }
         }
@@ -156,6 +203,19 @@ ggml_tensor * contract(ggml_context * ctx, const llama_restkv_layer & layer, ggm
     return ggml_mul_mat(ctx, transpose(ctx, a), transpose(ctx, b));
 }
 
+// k [head_dim, n_used, n_head_kv], q [head_dim, n_window, n_head] -> [n_used, n_window, n_head]
+ggml_tensor * logits(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * k, ggml_tensor * q) {
+#ifdef RESTKV_TILES_CPU
+    if (on_host(layer)) {
+        ggml_tensor * srcs[] = { k, q };
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, k->ne[1], q->ne[1], q->ne[2], 1, srcs, 2, logits_cpu, GGML_N_TASKS_MAX, nullptr);
+    }
+#endif
+    ggml_tensor * kq = ggml_mul_mat(ctx, k, q);
+    ggml_prec_set_acc(kq, GGML_PREC_F32);
+    return kq;
+}
+
 // softmax(QK') of the window: F32 [n_used, n_window, n_head]
 ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & pool, const layer_rows & rows, const window & win) {
     const auto & layer = *rows.layer;
@@ -164,8 +224,7 @@ ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & poo
     q = ggml_reshape_3d(ctx, q, layer.pool_k->ne[0], layer.n_head, win.n_window);
     q = ggml_cont(ctx, ggml_permute(ctx, q, 0, 2, 1, 3));
 
-    ggml_tensor * kq = ggml_mul_mat(ctx, gather(ctx, layer.pool_k, rows, win), q);
-    ggml_prec_set_acc(kq, GGML_PREC_F32);
+    ggml_tensor * kq = logits(ctx, layer, gather(ctx, layer.pool_k, rows, win), q);
 
     float scale = layer.scale;
     if (pool.softcap != 0.0f) {
@@ -209,7 +268,7 @@ ggml_tensor * distance(ggml_context * ctx, const llama_restkv_layer & layer, ggm
     const int64_t head_dim = v->ne[0];
     const int64_t n_used   = v->ne[1];
     const int64_t n_z      = z ? z->ne[1] : 1;
-#ifdef RESTKV_DISTANCE_CPU
+#ifdef RESTKV_TILES_CPU
     if (on_host(layer)) {
         ggml_tensor * srcs[] = { v, layer.factors, z };
         return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 3 : 2, distance_cpu, GGML_N_TASKS_MAX, nullptr);

@@ -43,11 +43,28 @@ def pool_rows(values: F64, kernel: int, shift: int = 0, pooling: Pooling = "mean
     rows = np.arange(n_kv + kernel - 1) - kernel // 2 + shift
     padded: F64 = values[..., np.clip(rows, 0, n_kv - 1)]
     combine = np.add if pooling == "mean" else np.maximum
-    pooled: F64 = padded[..., :n_kv].copy()
-    # Plain additions, not differences of a running sum: a large score leaves no trace far from it.
-    for offset in range(1, kernel):
-        combine(pooled, padded[..., offset : offset + n_kv], out=pooled)
+    pooled = _combine_neighbours(combine, padded, kernel)
     return pooled / kernel if pooling == "mean" else pooled
+
+
+def _combine_neighbours(combine: np.ufunc, values: F64, n: int) -> F64:
+    """Combine each ``n`` neighbours: those of 1, 2, 4, ... places first, of which every ``n`` is made.
+
+    Only values that stand in the window take part, unlike in differences of a running sum: a large score leaves no
+    trace far from it.
+    """
+    n_out = values.shape[-1] - n + 1
+    pooled, done = None, 0
+    runs, width = values, 1
+    while width <= n:
+        if n & width:
+            piece = runs[..., done : done + n_out]
+            pooled = piece.copy() if pooled is None else combine(pooled, piece, out=pooled)
+            done += width
+        runs = combine(runs[..., :-width], runs[..., width:])
+        width *= 2
+    assert pooled is not None, "n is at least 1"
+    return pooled
 
 
 def adaptive_window(

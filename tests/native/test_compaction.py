@@ -55,6 +55,7 @@ ROPE_MODELS = {
     "norm": builders.llama(head_dim=64),
     "neox": builders.qwen2(head_dim=64),
     "neox-gemma": builders.gemma(head_dim=64),
+    "neox-partial": builders.gemma(head_dim=64, metadata={"gemma.rope.dimension_count": 40}),
     "norm-freq-factors": builders.llama(head_dim=64, rope_freqs=True),
     "norm-yarn": builders.llama(head_dim=64, yarn_factor=4.0),
     "neox-yarn": builders.qwen2(head_dim=64, yarn_factor=4.0),
@@ -79,6 +80,24 @@ def test_rerotation_equals_direct_rotation(open_native, tokens, model):
     # Magnitude is kept too: YaRN's factor must not be applied again.
     norms = np.linalg.norm(moved, axis=-1) / np.linalg.norm(expected, axis=-1)
     np.testing.assert_allclose(norms, 1.0, atol=2e-3)
+
+
+@pytest.mark.parametrize("model", ROPE_MODELS.values(), ids=ROPE_MODELS)
+def test_many_keys_turn_as_a_few_do(open_native, tokens, model):
+    """On a CPU each angle is computed once where keys outnumber angles, and for each key where not."""
+
+    def turn(*shifts):
+        native = open_native(model)
+        native.decode(tokens(60))
+        n_keys = len(native.layers) * native.layers[0].n_head_kv * 60
+        for shift in shifts:
+            native.compact(keep_all(native), np.full(n_keys, shift), 59)
+        return native.read(0, "k")
+
+    still, many, few = turn(), turn(-30), turn(-30, -30, 30)  # forward each key for itself
+    size = np.linalg.norm(still)
+    assert np.linalg.norm(many - still) > 0.1 * size
+    assert np.linalg.norm(many - few) < 2e-3 * size
 
 
 def test_keys_that_do_not_move_are_not_touched(open_native, tokens):

@@ -145,6 +145,7 @@ class Engine:
         self._n_untracked = 0  # newest queries that the tracked figures lack
         self._repetition = self._prepare_repetition() if "repeat" in self._kinds else None
         self._n_ring = 0
+        self._guide: list[int] = []
 
     def _prepare_repetition(self) -> Repetition:
         request = self.native.tokenize(REQUEST, add_special=False)
@@ -161,6 +162,16 @@ class Engine:
         return supported_positions(self.shape, type_k=self.config.type_k)
 
     @property
+    def guide(self) -> list[int]:
+        """The question, as tokens: read as a probe before each eviction, so that its queries choose the rows."""
+        return self._guide
+
+    @guide.setter
+    def guide(self, tokens: Sequence[int]) -> None:
+        n = self.config.n_guide
+        self._guide = list(tokens)[-n:] if n else []
+
+    @property
     def is_open(self) -> bool:
         """Whether a context exists."""
         return self.native.capacity > 0
@@ -174,6 +185,11 @@ class Engine:
     def capacity(self) -> int:
         """Rows a segment can hold, on average."""
         return self.native.capacity
+
+    @property
+    def _n_ahead(self) -> int:
+        """Rows that the next eviction takes before it gives any."""
+        return max(len(self._guide), self._n_repeat)
 
     @property
     def _n_repeat(self) -> int:
@@ -231,7 +247,7 @@ class Engine:
         if not self._allocator.equal:
             # What is read whole evicts from equal segments: none can outgrow the prompt.
             n_slots = n_rows + ROW_PAD if config.prefill == "full" else _GROWTH * n_rows
-        self._n_ring = max(config.n_obs, config.n_guide, 1)
+        self._n_ring = max(config.n_obs + config.n_guide, 1)
         if self._kinds:
             self._n_ring = max(self._n_ring, config.n_ubatch)
         self.native.open(
@@ -286,8 +302,9 @@ class Engine:
                 self._factors[i] = factors
 
     def clear(self) -> None:
-        """Forget the sequence; the memory stays."""
+        """Forget the sequence and its guide; the memory stays."""
         self.native.clear()
+        self.guide = []
         self.rows.clear()
         self._n_untracked = 0
         self._moments = QueryMoments()
@@ -391,8 +408,8 @@ class Engine:
         tokens : sequence of int
             Tokens that follow what the cache holds.
         guide : sequence of int
-            The end of the prompt that says what matters: read as a probe before each eviction, so that the
-            queries of the question choose the rows. Empty: the newest queries choose.
+            The end of the prompt that says what matters: the :attr:`guide` from now on, in the answer too. Empty:
+            the newest queries choose.
         evict : bool
             False: leave everything in place, for :meth:`plan` to look at.
         on_progress : callable, optional
@@ -407,15 +424,15 @@ class Engine:
         """
         start = time.perf_counter()
         evict = evict and self.policy.evicts
-        guide = list(guide)[-self.config.n_guide :] if self.config.n_guide else []
+        self.guide = guide
         for first in range(0, len(tokens), self.config.n_ubatch):
             chunk = list(tokens[first : first + self.config.n_ubatch])
             if (
                 evict
                 and self.config.prefill == "bounded"
-                and len(chunk) + max(len(guide), self._n_repeat) > self.native.room
+                and len(chunk) + self._n_ahead > self.native.room
             ):
-                self._evict_guided(guide)
+                self._evict_guided()
             self._decode(chunk)
             if on_progress is not None:
                 seconds = time.perf_counter() - start
@@ -428,10 +445,10 @@ class Engine:
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
         limit = self.budget + self.config.n_ubatch
-        full = self.native.room <= self._n_repeat or self.rows.mean + 1 > limit
+        full = self.native.room <= self._n_ahead or self.rows.mean + 1 > limit
         if self.policy.evicts and full:
-            # The window is the question and the answer so far: it asks for particular rows too.
-            self._evict(self._n_window(self.config.n_obs), guided=self.config.guide != "off")
+            # The answer so far asks for particular rows too.
+            self._evict_guided(n_more=self.config.n_obs)
         self._decode([token])
 
     def _decode(self, tokens: list[int], *, probe: bool = False) -> None:
@@ -494,16 +511,23 @@ class Engine:
 
     # Evicting
 
-    def _evict_guided(self, guide: list[int]) -> None:
-        request = self.policy.request(max(len(guide), 1), 0, 1)
-        if not guide or request is None or not request.reductions:
-            self.evict()
+    def _evict_guided(self, n_more: int = 0) -> None:
+        """Evict by the guide's queries and the ``n_more`` before them; without a guide by the newest.
+
+        Where those are an answer's, they are taken for a question's.
+        """
+        n_guide = len(self._guide)
+        request = self.policy.request(max(n_guide, 1), 0, 1)
+        if not n_guide or request is None or not request.reductions:
+            asks = n_more > 0 and self.config.guide != "off"
+            self._evict(self._n_window(self.config.n_obs), guided=asks)
             return
         self._track()  # before the probe's queries stand among the newest
+        n_more = min(n_more, self.native.n_observed)
         start = time.perf_counter()
-        self._decode(guide, probe=True)
+        self._decode(self._guide, probe=True)
         guide_ms = (time.perf_counter() - start) * 1e3
-        self._evict(len(guide), guided=True, n_probe=len(guide), guide_ms=guide_ms)
+        self._evict(n_guide + n_more, guided=True, n_probe=n_guide, guide_ms=guide_ms)
 
     def _drop_probe(self, n_probe: int) -> None:
         self.native.remove_tail(n_probe)

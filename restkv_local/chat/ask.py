@@ -316,6 +316,7 @@ class DocumentReader:
             kept = self._readings.load(key)
         if kept is not None:
             engine.restore(kept.snapshot)
+            engine.guide = guide
             logits = kept.logits
         else:
             engine.read(tokens, guide=guide, on_progress=on_progress)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Final
 
 from restkv_local.config import Config
 from restkv_local.native import NativeContext
 
+_QUESTION: Final = re.compile(r"[^.!?\u3002\uff01\uff1f\u061f\n]+[?\uff1f\u061f]")
+
 
 def question_guide(
-    native: NativeContext, config: Config, rendered: str, question: str
+    native: NativeContext,
+    config: Config,
+    rendered: str,
+    question: str,
+    earlier: Sequence[str] = (),
 ) -> list[int]:
-    """Return the guide of a chat prompt: its last question and what the template puts after it.
+    """Return the guide of a chat prompt: what was asked before, its last question, what the template puts after it.
+
+    What earlier answers rested on would go as soon as the talk turns elsewhere: nothing asks for it any more.
 
     Parameters
     ----------
@@ -19,17 +29,42 @@ def question_guide(
         The prompt as the model reads it.
     question : str
         What was asked, as the user wrote it.
+    earlier : sequence of str
+        What the user wrote before, oldest first. The last question of each message counts, the newest first, in
+        what room the new one leaves: half of ``n_guide`` at least.
     """
     if config.guide != "auto":
         return _fixed_guide(native, config)
     # The template may trim the question: look for its core.
     start = rendered.rfind(question.strip())
     tokens = native.tokenize(rendered[start:] if start >= 0 else "", add_special=False)
-    if len(tokens) <= config.n_guide:
-        return tokens
+    asked = _asked_before(
+        native, question, earlier, max(config.n_guide - len(tokens), config.n_guide // 2)
+    )
+    room = config.n_guide - len(asked)
+    if len(tokens) <= room:
+        return asked + tokens
     # A long message has its question at either end.
-    half = config.n_guide // 2
-    return tokens[:half] + tokens[-(config.n_guide - half) :]
+    half = room // 2
+    return asked + tokens[:half] + tokens[len(tokens) - (room - half) :]
+
+
+def _asked_before(
+    native: NativeContext, question: str, earlier: Sequence[str], room: int
+) -> list[int]:
+    """Tokens of the last questions of earlier messages, oldest first, as many as there is room for."""
+    asked: list[int] = []
+    known = {question.strip()}
+    for message in reversed(earlier):
+        found = _QUESTION.findall(message)
+        if not found or found[-1].strip() in known:
+            continue
+        known.add(found[-1].strip())
+        tokens = native.tokenize(found[-1].strip() + "\n", add_special=False)
+        if len(asked) + len(tokens) > room:
+            break
+        asked = tokens + asked
+    return asked
 
 
 def ending_guide(native: NativeContext, config: Config, tokens: Sequence[int]) -> list[int]:

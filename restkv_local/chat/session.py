@@ -484,7 +484,9 @@ class ChatSession:
             report.notes.append(f"{way}, {len(tokens):,} tokens read")
         if request.replaces and not request.draws_anew and self._engine.config.temp == 0:
             report.notes.append("temp 0 draws nothing: the same cache answers the same")
-        guide = question_guide(self._native, self._engine.config, rendered, turn.guide)
+        # Read again from the start, the new question alone decides.
+        before = [] if request.afresh else [turn.question for turn in earlier]
+        guide = question_guide(self._native, self._engine.config, rendered, turn.guide, before)
         key = None
         if not self._cache.text:
             key = self._open(tokens, guide, is_first=not earlier and not request.afresh)
@@ -501,6 +503,7 @@ class ChatSession:
         start = answer_start = time.perf_counter()
         reading = True
         try:
+            engine.guide = guide  # of an answer that needs no reading, too
             if tokens:
                 engine.read(tokens, guide=guide, on_progress=on_progress)
                 self._cache.hold(rendered)

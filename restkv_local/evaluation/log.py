@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from restkv_local.errors import InputError
 from restkv_local.evaluation.grid import Cell
-from restkv_local.model.gguf_header import show_path
-
-_KIND: Final = "restkv eval, version 1"
+from restkv_local.storage.line_log import LineLog, LogKind, read_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,27 +148,11 @@ class EvalLog:
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-        self.path = path
         self._run: Mapping[str, Any] | None = run
-        self.records: dict[tuple[Item, Cell], Record] = {}
-        self.was_cut = False
-        head = {"kind": _KIND, "conditions": dict(conditions)}
-        try:
-            data = path.read_bytes() if path.exists() else b""
-            if b"\n" not in data and _encode(head).startswith(data):
-                # New, or its first line was not whole.
-                self.was_cut = bool(data)
-                path.write_bytes(_encode(head))
-                return
-            content = read_log(path)
-            _compare(path, content.conditions, json.loads(json.dumps(conditions)))
-            if content.was_cut:
-                self.was_cut = True
-                with path.open("r+b") as stream:
-                    stream.truncate(data.rindex(b"\n") + 1)
-        except OSError as error:
-            raise _failed(path, error) from error
-        self.records = {record.key: record for record in content.records}
+        self._file = LineLog(path, _KIND, conditions)
+        self.path = path
+        self.was_cut = self._file.was_cut
+        self.records = {line.key: line for line in self._file.lines if isinstance(line, Record)}
 
     def add(self, record: Record) -> None:
         """Keep a record, on disk before anything else happens.
@@ -182,14 +162,8 @@ class EvalLog:
         InputError
             If the file cannot be written.
         """
-        lines = _encode(record.to_json())
-        if self._run is not None:
-            lines = _encode({"run": self._run}) + lines
-        try:
-            with self.path.open("ab") as stream:
-                stream.write(lines)
-        except OSError as error:
-            raise _failed(self.path, error) from error
+        about = [] if self._run is None else [{"run": self._run}]
+        self._file.append(*about, record.to_json())
         self._run = None
         self.records[record.key] = record
 
@@ -202,52 +176,15 @@ def read_log(path: Path) -> LogContent:
     InputError
         If it cannot be read, is none, or a line but the last is damaged.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _failed(path, error) from error
-    whole, _, rest = data.rpartition(b"\n")
-    head, *lines = whole.split(b"\n")
-    content = LogContent(_read_head(path, head), was_cut=bool(rest))
-    for number, line in enumerate(lines, start=2):
-        try:
-            values = json.loads(line)
-            if "run" in values:
-                content.runs.append(dict(values["run"]))
-            else:
-                content.records.append(Record.from_json(values))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"{show_path(path)}, line {number} is no score ({' '.join(str(error).split())}); remove the line, it is"
-                " measured again"
-            ) from error
-    return content
+    content = read_lines(path, _KIND)
+    runs = [line for line in content.lines if isinstance(line, dict)]
+    records = [line for line in content.lines if isinstance(line, Record)]
+    return LogContent(content.conditions, runs, records, content.was_cut)
 
 
-def _encode(line: Mapping[str, Any]) -> bytes:
-    return json.dumps(line).encode() + b"\n"
+def _parse(line: Any) -> Record | dict[str, Any]:
+    """Return a score, or what a run says of itself."""
+    return dict(line["run"]) if "run" in line else Record.from_json(line)
 
 
-def _read_head(path: Path, line: bytes) -> dict[str, Any]:
-    try:
-        head = json.loads(line)
-        conditions = head["conditions"] if head["kind"] == _KIND else None
-    except (ValueError, TypeError, KeyError):
-        conditions = None
-    if not isinstance(conditions, dict):
-        raise InputError(f"{show_path(path)} is no log of restkv eval; name another file")
-    return conditions
-
-
-def _compare(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a log whose scores could not be compared with ours."""
-    for key in wanted:
-        if known.get(key) != wanted[key]:
-            raise InputError(
-                f"{show_path(path)} was begun with {key}={known.get(key)!r}, this run has {key}={wanted[key]!r}:"
-                " their scores cannot be compared; name another log"
-            )
-
-
-def _failed(path: Path, error: OSError) -> InputError:
-    return InputError(f"{show_path(path)}: {error.strerror or error}; name another log")
+_KIND: Final = LogKind(name="restkv eval, version 1", measured="score", parse=_parse)

@@ -41,7 +41,7 @@ def pool_rows(values: F64, kernel: int, shift: int = 0, pooling: Pooling = "mean
     if n_kv == 0:
         return np.array(values, np.float64)
     rows = np.arange(n_kv + kernel - 1) - kernel // 2 + shift
-    padded: F64 = values[..., np.clip(rows, 0, n_kv - 1)]
+    padded: F64 = np.take(values, rows, axis=-1, mode="clip")
     combine = np.add if pooling == "mean" else np.maximum
     pooled = _combine_neighbours(combine, padded, kernel)
     return pooled / kernel if pooling == "mean" else pooled

@@ -90,7 +90,7 @@ def test_what_is_no_file_or_no_text_is_one_line(tmp_path, path):
     assert "directory" in refused(tmp_path).lower()
     assert refused(tmp_path / "none" / "b.jsonl").endswith("name another log")
     path.write_bytes(b"\xff\xfe\n")
-    assert "it is not UTF-8" in refused(path)
+    assert "is no log of restkv bench" in refused(path)
 
 
 def test_a_log_that_goes_away_under_a_run_is_one_line(path):

@@ -243,3 +243,19 @@ def test_evictions_are_reported_one_by_one(open_llama, tokens):
     assert len(events) == engine.counters.events > 0
     assert sum(event.used - event.kept for event in events) == 500 - engine.rows.used
     assert all(event.kept == 64 for event in events)
+
+
+def test_the_question_guides_evictions_in_the_answer_too(open_llama, tokens):
+    """Half of the window is the answer; without the question the rows that stay are others."""
+    answer, kept = tokens(100, seed=5), []
+    for guide in (tokens(10, seed=4), []):
+        engine = read(open_llama(MODELS["llama-gqa-2"]), tokens(60), guide=guide)
+        assert engine.counters.events == 0
+        for token in answer:
+            engine.step(token)
+        check_invariants(engine)
+        assert engine.counters.events == 1
+        assert engine.counters.seen == 160
+        kept.append(engine.rows.positions)
+    assert kept[0].shape == kept[1].shape
+    assert (kept[0] != kept[1]).any()

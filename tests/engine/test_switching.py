@@ -66,7 +66,8 @@ def test_a_probe_is_not_tracked(open_llama, tokens, monkeypatch):
     engine.open(200, 0, 0)
     engine.read(tokens(50), guide=tokens(12, seed=9))
     engine.use(budget=45)
-    engine._evict_guided(tokens(12, seed=9))
+    engine.guide = tokens(12, seed=9)
+    engine._evict_guided()
     assert used == [50]
 
 

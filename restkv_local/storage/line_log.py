@@ -1,0 +1,172 @@
+"""A log of measurements: a line about what they share, then a line each; a run that was stopped goes on there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from restkv_local.errors import InputError
+from restkv_local.model.gguf_header import show_path
+
+Line = TypeVar("Line")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogKind(Generic[Line]):
+    """What a log holds.
+
+    Attributes
+    ----------
+    name : str
+        The command that writes it, and the version of its lines.
+    measured : str
+        What one line is called.
+    parse : callable
+        Makes a line of its JSON value; raises ValueError, TypeError, KeyError or AttributeError if it is none.
+    """
+
+    name: str
+    measured: str
+    parse: Callable[[Any], Line]
+
+
+@dataclass(slots=True)
+class LogLines(Generic[Line]):
+    """A log as it was read.
+
+    Attributes
+    ----------
+    conditions : dict
+        What all lines share.
+    lines : list
+        As the kind parses them.
+    was_cut : bool
+        Whether its last line was not whole, and is left out.
+    """
+
+    conditions: dict[str, Any]
+    lines: list[Line] = field(default_factory=list)
+    was_cut: bool = False
+
+
+class LineLog(Generic[Line]):
+    """A file that measurements are added to.
+
+    Parameters
+    ----------
+    path : Path
+        The file; one that exists is continued, without a last line that was cut.
+    kind : LogKind
+        What it holds.
+    conditions : mapping
+        What all its lines share: JSON values.
+
+    Attributes
+    ----------
+    lines : list
+        Those that were there.
+    was_cut : bool
+        Whether a line that was not whole was dropped.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or written, is damaged, or was begun under other conditions.
+    """
+
+    def __init__(self, path: Path, kind: LogKind[Line], conditions: Mapping[str, Any]) -> None:
+        self.path = path
+        self.lines: list[Line] = []
+        self.was_cut = False
+        head = _encode({"kind": kind.name, "conditions": dict(conditions)})
+        try:
+            data = path.read_bytes() if path.exists() else b""
+            if b"\n" not in data and head.startswith(data):
+                # New, or its first line was not whole.
+                self.was_cut = bool(data)
+                path.write_bytes(head)
+                return
+            content = read_lines(path, kind)
+            _compare(path, kind, content.conditions, json.loads(head)["conditions"])
+            if content.was_cut:
+                self.was_cut = True
+                with path.open("r+b") as stream:
+                    stream.truncate(data.rindex(b"\n") + 1)
+        except OSError as error:
+            raise _failed(path, error) from error
+        self.lines = content.lines
+
+    def append(self, *lines: Mapping[str, Any]) -> None:
+        """Write lines, all at once.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written.
+        """
+        try:
+            with self.path.open("ab") as stream:
+                stream.write(b"".join(map(_encode, lines)))
+        except OSError as error:
+            raise _failed(self.path, error) from error
+
+
+def read_lines(path: Path, kind: LogKind[Line]) -> LogLines[Line]:
+    """Read a log.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is none of this kind, or a line but the last is damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _failed(path, error) from error
+    whole, _, rest = data.rpartition(b"\n")
+    head, *lines = whole.split(b"\n")
+    content: LogLines[Line] = LogLines(_read_head(path, kind, head), was_cut=bool(rest))
+    for number, line in enumerate(lines, start=2):
+        try:
+            content.lines.append(kind.parse(json.loads(line)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{show_path(path)}, line {number} is no {kind.measured} ({' '.join(str(error).split())});"
+                " remove the line, it is measured again"
+            ) from error
+    return content
+
+
+def _encode(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def _read_head(path: Path, kind: LogKind[Any], line: bytes) -> dict[str, Any]:
+    try:
+        head = json.loads(line)
+        conditions = head["conditions"] if head["kind"] == kind.name else None
+    except (ValueError, TypeError, KeyError):
+        conditions = None
+    if not isinstance(conditions, dict):
+        command = kind.name.partition(",")[0]
+        raise InputError(f"{show_path(path)} is no log of {command}; name another file")
+    return conditions
+
+
+def _compare(
+    path: Path, kind: LogKind[Any], known: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """Refuse a log whose lines could not be compared with ours."""
+    for key in wanted:
+        if known.get(key) != wanted[key]:
+            raise InputError(
+                f"{show_path(path)} was begun with {key}={known.get(key)!r}, this run has {key}={wanted[key]!r}:"
+                f" their {kind.measured}s cannot be compared; name another log"
+            )
+
+
+def _failed(path: Path, error: OSError) -> InputError:
+    return InputError(f"{show_path(path)}: {error.strerror or error}; name another log")

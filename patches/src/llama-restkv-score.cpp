@@ -405,7 +405,12 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
 
     // the scheduler holds what the model's own graph needs, and this graph must not ask for more
     const size_t nodes_layer = 70 + (asked(LLAMA_RESTKV_PER_QUERY) ? 12*n_window : 0);
-    const size_t n_group     = std::max<size_t>(1, 1000/nodes_layer);
+    // inputs stay until a graph ends, and layers of unequal segments have a mask for each head
+    const bool   ragged      = std::any_of(pool.layers.begin(), pool.layers.end(), [](const auto & layer) {
+        return *std::max_element(layer.segments.absent.begin(), layer.segments.absent.end()) > 0;
+    });
+    const size_t bytes_mask  = ragged ? mask.size()*n_head_max*sizeof(float) : 0;
+    const size_t n_group     = std::max<size_t>(1, std::min(1000/nodes_layer, (size_t(8) << 20)/std::max<size_t>(bytes_mask, 1)));
 
     size_t i_attn = 0, i_metric = 0, i_drift = 0, i_pos = 0; // running offsets: heads may differ between layers
 

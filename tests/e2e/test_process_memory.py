@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from restkv_local import Llama
 text = Path(sys.argv[1]).read_text()
-with Llama("demo", budget=256, allocation=sys.argv[2], n_threads=1) as llama:
-    tokens = llama.native.tokenize(text, add_special=True)[:1600]
+with Llama("demo", budget=1024, allocation=sys.argv[2], n_threads=1) as llama:
+    tokens = llama.native.tokenize(text, add_special=True)[:2700]
     llama.engine.open(len(tokens), 0, 0)
-    llama.engine.read(tokens, guide=tokens[-20:])
+    llama.engine.read(tokens, guide=tokens[-40:])
     assert llama.engine.counters.events > 1
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

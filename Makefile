@@ -66,14 +66,14 @@ patches-check: setup ## the series applies to the pin and exports to itself
 patches-export: setup ## write the commits of build/llama.cpp (see patches/README.md) back to the series
 	$(BIN)/python patches/check.py --downloads build/downloads --export build/llama.cpp
 
-bench: setup ## the figures of README
-	$(BIN)/python benchmarks/needle.py --tokens 1500 --budget 256 --budget 128 --full
-	$(BIN)/python benchmarks/needle.py --tokens 4000 --budget 512 --full
-	$(BIN)/python benchmarks/needle.py --tokens 8000 --budget 512
-	$(BIN)/python benchmarks/needle.py --tokens 16000 --budget 512
-	$(BIN)/python benchmarks/needle.py --tokens 32000 --budget 512
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/allocation.py
+bench: setup ## needles, speed and memory as in README; hours, goes on where it was stopped
+	mkdir -p build
+	$(BIN)/python benchmarks/requantise.py demo build/smollm2-q8_0.gguf
+	for n in 1500 4000 8000 16000 32000; do \
+		$(BIN)/python benchmarks/needle.py --model build/smollm2-q8_0.gguf --tokens $$n --budget 512 \
+			--policy restkv+ --set allocation=global --json build/needle.jsonl || exit; \
+	done
+	$(BIN)/python benchmarks/talk.py --model build/smollm2-q8_0.gguf --json build/talk.jsonl
+	$(BIN)/restkv bench demo --budget 1024 -d 1024,8192,32768 --profile --log build/bench.jsonl --png build/bench.png
 
 .PHONY: help setup demo chat lint test test-slow test-gpu stock patches-check patches-export bench kvpress

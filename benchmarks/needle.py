@@ -82,18 +82,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def summarise(name: str, rows: list[dict[str, Any]]) -> list[Any]:
-    """Return one line of the table."""
-    prompt_ms = sum(row["prompt_ms"] for row in rows)
+    """Return one line of the table; of a run that was held up meanwhile the log has no times."""
+    timed = [row for row in rows if "prompt_ms" in row]
 
     def share(*keys: str) -> str:
-        return f"{100 * sum(row[key] for row in rows for key in keys) / prompt_ms:.1f}"
+        spent = sum(row[key] for row in timed for key in keys)
+        return f"{100 * spent / sum(row['prompt_ms'] for row in timed):.1f}" if timed else ""
 
-    paces = [row["pace"] for row in rows if row.get("pace")]
+    speeds = [row["prompt_per_second"] for row in timed]
+    paces = [row["pace"] for row in timed if row.get("pace")]
     return [
         name,
         f"{statistics.median(row['prompt_n'] for row in rows):,.0f}",
         found_text(rows),
-        f"{statistics.median(row['prompt_per_second'] for row in rows):.0f}",
+        f"{statistics.median(speeds):.0f}" if speeds else "",
         f"{statistics.median(paces):.2f}" if paces else "",
         share("score_ms", "compact_ms"),
         share("guide_ms"),

@@ -18,10 +18,16 @@ from typing import Any
 import ingest
 import needle
 import ranking
+import talk
 from measured import Log, Row
 
 sys.path.insert(0, str(Path(__file__).parent / "kvpress"))
 import side_by_side
+
+from restkv_local.bench.plot import draw_bench
+from restkv_local.bench.report import BenchReport
+from restkv_local.evaluation.log import read_log
+from restkv_local.evaluation.report import write_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -41,6 +47,19 @@ RANKED = [
     ("needle-unknown", "restkv+", "global"),
     ("needle-unknown", "restkv", "uniform"),
     ("needle-unknown", "snapkv", "uniform"),
+]
+
+
+# README's choice of the bench: (test, unit)
+BENCHED = [
+    ("ttft", "s"),
+    ("pp512", "t/s"),
+    ("tg128", "t/s"),
+    ("tg step", "ms"),
+    ("peak memory", "MiB"),
+    ("K and V", "MiB"),
+    ("score+compact", "% of ttft"),
+    ("guide", "% of ttft"),
 ]
 
 
@@ -73,6 +92,28 @@ def ranking_choice() -> str:
     return "\n".join(lines)
 
 
+def bench(name: str = "bench") -> BenchReport:
+    """Read a log of `restkv bench`."""
+    return BenchReport.from_log(RESULTS / f"{name}.jsonl")
+
+
+def bench_choice() -> str:
+    """Lines of the bench that README shows: a line for each depth and column."""
+    report = bench()
+    lines = [
+        "| seen | cache | " + " | ".join(f"{test}, {unit}" for test, unit in BENCHED) + " |",
+        "|---:|---|" + "---:|" * len(BENCHED),
+    ]
+    found = {(f.depth, f.cache, f.test, f.unit): f for f in report.figures()}
+    for depth in sorted({depth for depth, *_ in found}):
+        for cache in report.names:
+            cells = [found.get((depth, cache, *test)) for test in BENCHED]
+            if any(cells):
+                texts = [f"{f.median:,.{f.digits}f}" if f else "" for f in cells]
+                lines.append(f"| {depth:,} | {cache} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
 def kvpress() -> tuple[list[side_by_side.Row], list[side_by_side.Row]]:
     """Return what the comparison with kvpress found, and the samples it was timed with."""
     folders = RESULTS / "side-by-side", RESULTS / "side-by-side-timed"
@@ -82,6 +123,11 @@ def kvpress() -> tuple[list[side_by_side.Row], list[side_by_side.Row]]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "needle": needles,
+    "talk": lambda: talk.table(read("talk")),
+    "bench-choice": bench_choice,
+    "bench": lambda: bench().to_markdown(with_profile=True),
+    "bench-allocations": lambda: bench("bench-allocations").to_markdown(),
+    "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
     "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
     "ranking-choice": ranking_choice,
     "ranking": lambda: ranking.tables(read("ranking")),
@@ -92,6 +138,7 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {
     "side-by-side.png": lambda path: side_by_side.draw(*kvpress(), path),
+    "bench.png": lambda path: draw_bench(bench(), path),
 }
 
 

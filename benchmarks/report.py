@@ -127,6 +127,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-choice": bench_choice,
     "bench": lambda: bench().to_markdown(with_profile=True),
     "bench-allocations": lambda: bench("bench-allocations").to_markdown(),
+    "ruler": lambda: write_report([read_log(RESULTS / "ruler.jsonl")]),
     "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
     "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
     "ranking-choice": ranking_choice,

@@ -27,7 +27,7 @@ private:
     struct table {
         int32_t il; // stands for every layer with the same RoPE
         int64_t head_dim;
-        int32_t rope[2];     // rotated dimensions, type
+        int32_t rope[2];      // rotated dimensions, type
         std::vector<float> unit;
         ggml_tensor * turned; // F32 [head_dim, back.size()]: (1, 0) of each pair
     };

@@ -43,6 +43,9 @@ from restkv_local.types import F32, F64, Bool, EvictionPlan, Observation, Tracke
 # A segment may grow to this many times the average at the others' expense.
 _GROWTH = 4
 
+# Fewer tokens are not worth a chunk of their own: what every chunk costs once would weigh more than an eviction saved.
+_MIN_CHUNK = 128
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -187,11 +190,6 @@ class Engine:
         return self.native.capacity
 
     @property
-    def _n_ahead(self) -> int:
-        """Rows that the next eviction takes before it gives any."""
-        return max(len(self._guide), self._n_repeat)
-
-    @property
     def _n_repeat(self) -> int:
         """Rows that the next repetition takes."""
         return self._repetition.n_probe if self._repetition else 0
@@ -201,6 +199,11 @@ class Engine:
         """Rows that any probe takes."""
         n_guide = 0 if self.config.guide == "off" else self.config.n_guide
         return max(n_guide, self._n_repeat)
+
+    @property
+    def _n_ahead(self) -> int:
+        """Rows that stay free for the next eviction's probe; its guide may be longer than this one."""
+        return self._n_probe if observes_attention(self.policy) else self._n_repeat
 
     # Opening
 
@@ -425,27 +428,39 @@ class Engine:
         start = time.perf_counter()
         evict = evict and self.policy.evicts
         self.guide = guide
-        for first in range(0, len(tokens), self.config.n_ubatch):
-            chunk = list(tokens[first : first + self.config.n_ubatch])
-            if (
-                evict
-                and self.config.prefill == "bounded"
-                and len(chunk) + self._n_ahead > self.native.room
-            ):
-                self._evict_guided()
-            self._decode(chunk)
+        done = 0
+        while done < len(tokens):
+            n = min(self.config.n_ubatch, len(tokens) - done)
+            if evict and self.config.prefill == "bounded":
+                n = self._make_room(n)
+            self._decode(list(tokens[done : done + n]))
+            done += n
             if on_progress is not None:
                 seconds = time.perf_counter() - start
-                done = first + len(chunk)
                 on_progress(Progress(done, len(tokens), seconds, self.counters.events))
         # Read whole, evicted once by its own newest queries: the papers' protocol, and their rule.
         if evict and self.config.prefill == "full" and self.rows.mean > self.budget:
             self.evict()
 
+    def _make_room(self, n: int) -> int:
+        """Return how many of the next ``n`` tokens to read now; evict if too few fit.
+
+        Rows that rounding has added to the cache are filled too: the fewer evictions, the less they cost.
+        """
+        room = self.native.room - self._n_ahead
+        if n <= room:
+            return n
+        if room >= _MIN_CHUNK:
+            return room
+        self._evict_guided()
+        return n
+
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
-        limit = self.budget + self.config.n_ubatch
-        full = self.native.room <= self._n_ahead or self.rows.mean + 1 > limit
+        full = self.native.room <= self._n_ahead
+        if self.config.prefill == "full":
+            # A cache as large as the prompt: what was evicted from it stays free.
+            full = full or self.rows.mean + 1 > self.budget + self.config.n_ubatch
         if self.policy.evicts and full:
             # The answer so far asks for particular rows too.
             self._evict_guided(n_more=self.config.n_obs)
@@ -517,8 +532,9 @@ class Engine:
         Where those are an answer's, they are taken for a question's.
         """
         n_guide = len(self._guide)
-        request = self.policy.request(max(n_guide, 1), 0, 1)
-        if not n_guide or request is None or not request.reductions:
+        # A policy that reads no guide may have left no room for the one that follows it.
+        fits = n_guide <= self.native.room
+        if not n_guide or not fits or not observes_attention(self.policy):
             asks = n_more > 0 and self.config.guide != "off"
             self._evict(self._n_window(self.config.n_obs), guided=asks)
             return

@@ -48,9 +48,9 @@ def test_the_total_is_kept_to_the_row_and_what_is_protected_stays(
             assert (sinks == np.arange(4)).all()
 
     engine._on_evict = check
-    text = tokens(300)
+    text = tokens(440)
     read(llama, text, guide=text[-12:])
-    for token in tokens(70, seed=1):
+    for token in tokens(200, seed=1):
         engine.step(token)
         check_invariants(engine)
     assert engine.counters.events >= 3

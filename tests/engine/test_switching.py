@@ -15,7 +15,7 @@ pytestmark = pytest.mark.native
 MODEL = builders.llama(n_head=9, n_head_kv=3, head_dim=64, n_embd=64)
 
 
-def answer(engine, tokens, n=120):
+def answer(engine, tokens, n=200):
     """Generate far enough to evict again; what happened, to the bit."""
     logits = []
     for token in tokens(n, seed=7):
@@ -92,3 +92,15 @@ def test_bytes_follow_the_total_not_the_fullest_head(open_llama, tokens, allocat
         assert (rows.min() < rows.max()) == (name != "uniform")
         size[name] = llama.engine.kv_report()["bytes"]
     assert size[allocation] <= 1.15 * size["uniform"]
+
+
+def test_a_policy_with_a_guide_takes_over_a_cache_without_room_for_it(open_llama, tokens):
+    engine = read(open_llama(MODEL, policy="streamingllm"), tokens(60), guide=tokens(12, seed=4))
+    for token in tokens(196, seed=5):
+        engine.step(token)
+    assert engine.native.room == 0
+    engine.use(policy="restkv")
+    engine.step(7)
+    assert engine.counters.events == 1
+    assert engine.counters.guide_ms < 1  # no probe: the clock alone
+    assert engine.rows.used == 64 + 1

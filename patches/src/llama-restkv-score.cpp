@@ -168,6 +168,7 @@ struct window {
 
     ggml_tensor * rows;    // I32 [n_window]                      ring rows, oldest first
     ggml_tensor * mask;    // F32 [n_used, n_window]              causal
+    ggml_tensor * fair;    // F32 [1, n_window]                   rows that each query sees
     ggml_tensor * weights; // F32 [n_weights, n_window, n_head]   the same for each head
     ggml_tensor * mean;    // F32 [1, n_window, n_head]           1/n_window
     ggml_tensor * order;   // F32 [1, n_window]                   1, 2, ... n_window
@@ -361,165 +362,201 @@ ggml_tensor * drift(ggml_context * ctx, llama_restkv_run & run, const llama_rest
     return ggml_scale(ctx, ggml_reshape_2d(ctx, ggml_sum_rows(ctx, cur), win.n_window, layer.n_head), 1.0f/args.top_k);
 }
 
-} // namespace
+// What the host knows of the window, as the graphs' inputs want it.
+struct window_data {
+    uint32_t n_used;
 
-void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, uint32_t n_used, const llama_restkv_score_args & args) {
-    const auto asked = [&](int32_t flag) { return (args.flags & flag) != 0; };
+    std::vector<int32_t>  rows;
+    std::vector<uint32_t> slots;
 
-    auto rows = pool.window_rows(n_used, args.n_skip + args.n_window);
-    rows.resize(args.n_window);
-    const auto slots = pool.window_slots(rows);
-    const uint32_t n_window = rows.size();
+    std::vector<float> mask, fair; // for layers whose heads all hold a row in every slot
+    std::vector<float> weights, mean, order, past;
 
-    const auto causal = [&](uint32_t absent, float * out) {
-        for (uint32_t w = 0; w < n_window; ++w) {
-            for (uint32_t j = 0; j < n_used; ++j) {
-                *out++ = absent <= j && j <= slots[w] ? 0.0f : -INFINITY;
+    window_data(const llama_restkv_pool & pool, uint32_t n_used, const llama_restkv_score_args & args) : n_used(n_used) {
+        rows = pool.window_rows(n_used, args.n_skip + args.n_window);
+        rows.resize(args.n_window);
+        slots = pool.window_slots(rows);
+        add_head(0, mask, fair);
+
+        uint32_t n_head = 0;
+        for (const auto & layer : pool.layers) {
+            n_head = std::max(n_head, layer.n_head);
+        }
+        const size_t n_window = rows.size();
+        for (uint32_t h = 0; h < n_head; ++h) {
+            for (size_t w = 0; w < n_window; ++w) {
+                for (int32_t r = 0; r < args.n_weights; ++r) {
+                    weights.push_back(args.weights[r*n_window + w]);
+                }
             }
         }
-    };
-    const auto visible = [&](uint32_t absent, float * out) {
-        for (uint32_t w = 0; w < n_window; ++w) {
-            *out++ = slots[w] + 1 > absent ? slots[w] + 1 - absent : 1;
+        mean.assign(n_head*n_window, 1.0f/n_window);
+        for (size_t w = 0; w < n_window; ++w) {
+            order.push_back(w + 1);
         }
-    };
-    std::vector<float> mask(size_t(n_window)*n_used), fair(n_window), order(n_window);
-    causal(0, mask.data());
-    visible(0, fair.data());
-    for (uint32_t w = 0; w < n_window; ++w) {
-        order[w] = w + 1;
+        past.assign(n_used, 1.0f);
+        std::fill(past.end() - std::min<size_t>(n_used, n_window), past.end(), 0.0f);
     }
-    uint32_t n_head_max = 0;
-    for (const auto & layer : pool.layers) {
-        n_head_max = std::max(n_head_max, layer.n_head);
-    }
-    std::vector<float> mean(size_t(n_head_max)*n_window, 1.0f/n_window);
-    std::vector<float> weights(size_t(n_head_max)*n_window*args.n_weights);
-    for (size_t i = 0; i < weights.size(); ++i) {
-        const size_t r = i%args.n_weights;
-        const size_t w = i/args.n_weights%n_window;
-        weights[i] = args.weights[r*n_window + w];
-    }
-    std::vector<float> past(n_used, 1.0f);
-    std::fill(past.end() - std::min(n_used, n_window), past.end(), 0.0f);
 
-    // the scheduler holds what the model's own graph needs, and this graph must not ask for more
-    const size_t nodes_layer = 70 + (asked(LLAMA_RESTKV_PER_QUERY) ? 12*n_window : 0);
-    // inputs stay until a graph ends, and layers of unequal segments have a mask for each head
-    const bool   ragged      = std::any_of(pool.layers.begin(), pool.layers.end(), [](const auto & layer) {
-        return *std::max_element(layer.segments.absent.begin(), layer.segments.absent.end()) > 0;
-    });
-    const size_t bytes_mask  = ragged ? mask.size()*n_head_max*sizeof(float) : 0;
-    const size_t n_group     = std::max<size_t>(1, std::min(1000/nodes_layer, (size_t(8) << 20)/std::max<size_t>(bytes_mask, 1)));
+    // appends what a head sees whose slots [0, absent) hold nothing
+    void add_head(uint32_t absent, std::vector<float> & mask, std::vector<float> & fair) const {
+        for (const uint32_t slot : slots) {
+            for (uint32_t j = 0; j < n_used; ++j) {
+                mask.push_back(absent <= j && j <= slot ? 0.0f : -INFINITY);
+            }
+            fair.push_back(slot + 1 > absent ? slot + 1 - absent : 1);
+        }
+    }
+};
 
-    size_t i_attn = 0, i_metric = 0, i_drift = 0, i_pos = 0; // running offsets: heads may differ between layers
+bool has_absent(const llama_restkv_layer & layer) {
+    const auto & absent = layer.segments.absent;
+    return *std::max_element(absent.begin(), absent.end()) > 0;
+}
+
+// One graph: the contractions of neighbouring layers.
+class scoring {
+public:
+    // next: where the next layer's results go, and its positions are; moves on
+    scoring(llama_context * ctx, const llama_restkv_pool & pool, const window_data & data, llama_restkv_score_args & next, size_t max_nodes) :
+            pool(pool), data(data), next(next), run(ctx, max_nodes), c(run.get_ctx()) {
+        const int64_t n_window = data.rows.size();
+        const int64_t n_head   = data.mean.size()/n_window;
+        win.n_used   = data.n_used;
+        win.n_window = n_window;
+        win.rows     = run.input(GGML_TYPE_I32, data.rows.data(), n_window);
+        win.mask     = run.input(GGML_TYPE_F32, data.mask.data(), data.n_used, n_window);
+        win.fair     = run.input(GGML_TYPE_F32, data.fair.data(), 1, n_window);
+        win.weights  = next.n_weights > 0 ? run.input(GGML_TYPE_F32, data.weights.data(), next.n_weights, n_window, n_head) : nullptr;
+        win.mean     = run.input(GGML_TYPE_F32, data.mean.data(), 1, n_window, n_head);
+        win.order    = run.input(GGML_TYPE_F32, data.order.data(), 1, n_window);
+        win.past     = asked(LLAMA_RESTKV_PAST_ONLY) ? run.input(GGML_TYPE_F32, data.past.data(), 1, data.n_used) : nullptr;
+    }
+
+    void add_layer(const llama_restkv_layer & layer) {
+        const layer_rows rows = rows_of(layer);
+        ggml_tensor * attn    = window_attention(c, pool, rows, win);
+        ggml_tensor * linear  = nullptr; // [n_used, n_weights, n_head]
+        ggml_tensor * maximum = nullptr; // [n_used, 1, n_head]
+
+        if (next.n_weights > 0) {
+            linear = weighted(layer, attn, win.weights);
+            output(next.n_weights == 1 ? linear : ggml_cont(c, ggml_permute(c, linear, 0, 2, 1, 3)), next.attention);
+        }
+        if (asked(LLAMA_RESTKV_MAX)) {
+            maximum = window_maximum(c, layer, attn);
+            output(maximum, next.attention);
+        }
+        if (asked(LLAMA_RESTKV_SQUARE)) {
+            output(weighted(layer, ggml_sqr(c, attn), win.mean), next.attention);
+        }
+        if (asked(LLAMA_RESTKV_ENTROPY)) {
+            ggml_tensor * log = ggml_log(c, ggml_clamp(c, attn, 1e-30f, 1.0f));
+            output(weighted(layer, ggml_neg(c, ggml_mul(c, attn, log)), win.mean), next.attention);
+        }
+        if (asked(LLAMA_RESTKV_LAST_USE)) {
+            output(window_last_use(c, rows, win, attn), next.attention);
+        }
+        if (next.metric) {
+            output(metric(rows, attn, asked(LLAMA_RESTKV_REDUCE_MAX) ? maximum : linear), next.metric);
+        }
+        if (asked(LLAMA_RESTKV_DRIFT)) {
+            auto & args = drifts.emplace_back();
+            args = { std::min<int32_t>(next.top_k, win.n_used), (int32_t) layer.n_gqa };
+            output(drift(c, run, layer, attn, win, next.positions, args), next.drift);
+            next.positions += size_t(layer.n_head_kv)*win.n_used;
+        }
+    }
+
+    void compute() { run.compute(); }
+
+private:
+    bool asked(int32_t flag) const { return (next.flags & flag) != 0; }
+
+    layer_rows rows_of(const llama_restkv_layer & layer) {
+        auto & own = per_layer.emplace_back();
+        own.idxs = pool.rows_of(layer, win.n_used);
+        layer_rows rows = { &layer, run.input(GGML_TYPE_I32, own.idxs.data(), own.idxs.size()), win.mask, win.fair };
+        if (has_absent(layer)) {
+            for (uint32_t h = 0; h < layer.n_head; ++h) {
+                data.add_head(layer.segments.absent[h/layer.n_gqa], own.mask, own.fair);
+            }
+            rows.mask = run.input(GGML_TYPE_F32, own.mask.data(), win.n_used, win.n_window, layer.n_head);
+            rows.fair = run.input(GGML_TYPE_F32, own.fair.data(), 1, win.n_window, layer.n_head);
+        }
+        return rows;
+    }
+
+    // cur [n_used, n_window, n_head], by [n, n_window, n_head or more] -> [n_used, n, n_head]
+    ggml_tensor * weighted(const llama_restkv_layer & layer, ggml_tensor * cur, ggml_tensor * by) {
+        return contract(c, layer, cur, ggml_view_3d(c, by, by->ne[0], win.n_window, layer.n_head, by->nb[1], by->nb[2], 0));
+    }
+
+    // the first of several reductions: [n_used, n, n_head] -> [n_used, 1, n_head]
+    ggml_tensor * first(ggml_tensor * cur) {
+        return cur->ne[1] == 1 ? cur : ggml_cont(c, ggml_view_3d(c, cur, cur->ne[0], 1, cur->ne[2], cur->nb[1], cur->nb[2], 0));
+    }
+
+    ggml_tensor * metric(const layer_rows & rows, ggml_tensor * attn, ggml_tensor * reduced) {
+        const auto & layer = *rows.layer;
+        ggml_tensor * v = gather(c, layer.pool_v, rows, win);
+        if (asked(LLAMA_RESTKV_AGGREGATE)) {
+            ggml_tensor * a = ggml_reshape_3d(c, first(reduced), 1, win.n_used, layer.n_head);
+            return distance(c, layer, v, project_outputs(c, layer, v, a, win));
+        }
+        if (asked(LLAMA_RESTKV_PER_QUERY)) {
+            ggml_tensor * cur = indicator(c, layer, v, attn, win, next.tau);
+            return asked(LLAMA_RESTKV_REDUCE_MAX) ? window_maximum(c, layer, cur) : first(weighted(layer, cur, win.weights));
+        }
+        return distance(c, layer, v, nullptr);
+    }
+
+    template <typename T>
+    void output(ggml_tensor * cur, T *& out) {
+        run.output(cur, out);
+        out += ggml_nelements(cur);
+    }
 
     struct layer_data {
         std::vector<int32_t> idxs;
         std::vector<float>   mask, fair;
     };
 
+    const llama_restkv_pool & pool;
+    const window_data &       data;
+    llama_restkv_score_args & next;
+    llama_restkv_run          run;
+    ggml_context *            c;
+    window                    win;
+
+    // inputs and arguments, at rest until the graph ends
+    std::list<layer_data> per_layer;
+    std::list<drift_args> drifts;
+};
+
+} // namespace
+
+void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, uint32_t n_used, const llama_restkv_score_args & args) {
+    const window_data data(pool, n_used, args);
+
+    // the scheduler holds what the model's own graph needs, and this graph must not ask for more
+    const size_t max_nodes = 1000;
+    const size_t max_bytes = size_t(8) << 20; // inputs stay until a graph ends, and layers of unequal segments have a mask for each head
+
+    const size_t nodes_layer = 70 + (args.flags & LLAMA_RESTKV_PER_QUERY ? 12*data.rows.size() : 0);
+    size_t n_group = std::max<size_t>(1, max_nodes/nodes_layer);
+    if (std::any_of(pool.layers.begin(), pool.layers.end(), has_absent)) {
+        const size_t n_head = data.mean.size()/data.rows.size();
+        n_group = std::max<size_t>(1, std::min(n_group, max_bytes/(data.mask.size()*n_head*sizeof(float))));
+    }
+
+    llama_restkv_score_args next = args;
     for (size_t first = 0; first < pool.layers.size(); first += n_group) {
         const size_t last = std::min(first + n_group, pool.layers.size());
-
-        llama_restkv_run run(ctx, nodes_layer*(last - first) + 16);
-        ggml_context * c = run.get_ctx();
-
-        window win;
-        win.n_used   = n_used;
-        win.n_window = n_window;
-        win.rows     = run.input(GGML_TYPE_I32, rows.data(), n_window);
-        win.mask     = run.input(GGML_TYPE_F32, mask.data(), n_used, n_window);
-        win.weights  = args.n_weights > 0 ? run.input(GGML_TYPE_F32, weights.data(), args.n_weights, n_window, n_head_max) : nullptr;
-        win.mean     = run.input(GGML_TYPE_F32, mean.data(), 1, n_window, n_head_max);
-        win.order    = run.input(GGML_TYPE_F32, order.data(), 1, n_window);
-        win.past     = asked(LLAMA_RESTKV_PAST_ONLY) ? run.input(GGML_TYPE_F32, past.data(), 1, n_used) : nullptr;
-        ggml_tensor * fair_all = run.input(GGML_TYPE_F32, fair.data(), 1, n_window);
-
-        std::list<layer_data> per_layer;
-        std::list<drift_args> drifts;
-
+        scoring graph(ctx, pool, data, next, nodes_layer*(last - first) + 16);
         for (size_t i = first; i < last; ++i) {
-            const auto & layer = pool.layers[i];
-            auto & data = per_layer.emplace_back();
-            layer_rows own = { &layer, nullptr, win.mask, fair_all };
-            const auto & seg = layer.segments;
-            data.idxs = pool.rows_of(layer, n_used);
-            own.idxs = run.input(GGML_TYPE_I32, data.idxs.data(), data.idxs.size());
-            if (*std::max_element(seg.absent.begin(), seg.absent.end()) > 0) {
-                data.mask.resize(mask.size()*layer.n_head);
-                data.fair.resize(fair.size()*layer.n_head);
-                for (uint32_t h = 0; h < layer.n_head; ++h) {
-                    causal (seg.absent[h/layer.n_gqa], data.mask.data() + h*mask.size());
-                    visible(seg.absent[h/layer.n_gqa], data.fair.data() + h*fair.size());
-                }
-                own.mask = run.input(GGML_TYPE_F32, data.mask.data(), n_used, n_window, layer.n_head);
-                own.fair = run.input(GGML_TYPE_F32, data.fair.data(), 1, n_window, layer.n_head);
-            }
-
-            const auto weighted = [&](ggml_tensor * cur, ggml_tensor * by) {
-                return contract(c, layer, cur, ggml_view_3d(c, by, by->ne[0], n_window, layer.n_head, by->nb[1], by->nb[2], 0));
-            };
-            const auto row_out = [&](ggml_tensor * cur) {
-                run.output(cur, args.attention + i_attn);
-                i_attn += ggml_nelements(cur);
-            };
-
-            ggml_tensor * attn    = window_attention(c, pool, own, win);
-            ggml_tensor * linear  = nullptr; // [n_used, n_weights, n_head]
-            ggml_tensor * maximum = nullptr; // [n_used, 1, n_head]
-
-            if (args.n_weights > 0) {
-                linear = weighted(attn, win.weights);
-                row_out(args.n_weights == 1 ? linear : ggml_cont(c, ggml_permute(c, linear, 0, 2, 1, 3)));
-            }
-            if (asked(LLAMA_RESTKV_MAX)) {
-                maximum = window_maximum(c, layer, attn);
-                row_out(maximum);
-            }
-            if (asked(LLAMA_RESTKV_SQUARE)) {
-                row_out(weighted(ggml_sqr(c, attn), win.mean));
-            }
-            if (asked(LLAMA_RESTKV_ENTROPY)) {
-                ggml_tensor * log = ggml_log(c, ggml_clamp(c, attn, 1e-30f, 1.0f));
-                row_out(weighted(ggml_neg(c, ggml_mul(c, attn, log)), win.mean));
-            }
-            if (asked(LLAMA_RESTKV_LAST_USE)) {
-                row_out(window_last_use(c, own, win, attn));
-            }
-            if (args.metric) {
-                ggml_tensor * v = gather(c, layer.pool_v, own, win);
-                ggml_tensor * metric;
-                if (asked(LLAMA_RESTKV_AGGREGATE)) {
-                    ggml_tensor * a = asked(LLAMA_RESTKV_REDUCE_MAX) ? maximum
-                        : args.n_weights == 1 ? linear
-                        : ggml_cont(c, ggml_view_3d(c, linear, n_used, 1, layer.n_head, linear->nb[1], linear->nb[2], 0));
-                    a = ggml_reshape_3d(c, a, 1, n_used, layer.n_head);
-                    metric = distance(c, layer, v, project_outputs(c, layer, v, a, win));
-                } else if (asked(LLAMA_RESTKV_PER_QUERY)) {
-                    metric = indicator(c, layer, v, attn, win, args.tau);
-                    if (asked(LLAMA_RESTKV_REDUCE_MAX)) {
-                        metric = window_maximum(c, layer, metric);
-                    } else {
-                        metric = weighted(metric, win.weights);
-                        metric = ggml_cont(c, ggml_view_3d(c, metric, n_used, 1, layer.n_head, metric->nb[1], metric->nb[2], 0));
-                    }
-                } else {
-                    metric = distance(c, layer, v, nullptr);
-                }
-                run.output(metric, args.metric + i_metric);
-                i_metric += ggml_nelements(metric);
-            }
-            if (asked(LLAMA_RESTKV_DRIFT)) {
-                auto & d = drifts.emplace_back();
-                d = { std::min<int32_t>(args.top_k, n_used), (int32_t) layer.n_gqa };
-                ggml_tensor * cur = drift(c, run, layer, attn, win, args.positions + i_pos, d);
-                run.output(cur, args.drift + i_drift);
-                i_drift += ggml_nelements(cur);
-                i_pos += size_t(layer.n_head_kv)*n_used;
-            }
+            graph.add_layer(pool.layers[i]);
         }
-
-        run.compute();
+        graph.compute();
     }
 }

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MODE_NAMES = Literal["auto", "per-question", "shared", "ingest"]
 
+UNREAD = "cancelled: the documents were not read to their end"
+
 
 def ask(
     ctx: typer.Context,
@@ -122,7 +124,7 @@ def ask(
                 break
         if as_json:
             print_json(describe(reader, path.name, documents, answers))
-        elif reader.reading is not None:
+        else:
             say_reading(reader)
     if not finished:
         raise typer.Exit(130)
@@ -135,7 +137,7 @@ def read_with_bar(reader: DocumentReader) -> bool:
         with bar:
             reader.read(on_progress=bar.update)
     except KeyboardInterrupt:
-        print_note("cancelled: the documents were not read to their end")
+        print_note(UNREAD)
         return False
     return True
 
@@ -158,6 +160,8 @@ def answer(reader: DocumentReader, question: str, *, silent: bool, titled: bool)
             where = f"{passage.document}, {passage.place}"
             print_note(f"  {passage.share:4.0%}  {where}: {passage.text}", style="dim")
         print_stats(reader.answer.to_json())
+    else:
+        print_note(UNREAD)
     return finished
 
 
@@ -182,11 +186,18 @@ def hold_interview(reader: DocumentReader) -> int:
 
 
 def say_reading(reader: DocumentReader) -> None:
-    """Write the line about the reading that all questions share."""
+    """Write how often the documents were read, and what the reading took that all questions share."""
     reading = reader.reading
-    assert reading is not None, "not per-question"
+    if reading is None:
+        print_note(f"read for each question ({reader.mode})", style="dim")
+        return
     if reading.from_cache:
-        print_note(f"read before: {reading.prompt_n:,} tokens from the cache folder", style="dim")
+        kept, seen = reading.kv["kept"], reading.kv["seen"]
+        print_note(
+            f"read before ({reader.mode}): {reading.prompt_n:,} tokens from the cache folder"
+            f" · KV {kept:,}/{seen:,} kept",
+            style="dim",
+        )
         return
     timings = {
         "prompt_n": reading.prompt_n,

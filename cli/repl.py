@@ -39,7 +39,7 @@ QUOTES = '"""'
 
 HELP = '''\
 /help, /?            this list
-/read FILE           attach a text file to your next message
+/read FILE           attach a text, PDF, DOCX, EPUB or HTML file to your next message
 /undo [N]            forget the last turn, or the last N
 /regen               answer the last question again
 /edit [TEXT]         ask the last question in other words

@@ -190,7 +190,18 @@ class Llama(LoadedModel):
         )
 
     def save_session(self, session: ChatSession, path: str | Path) -> None:
-        """Write a conversation with its cache to a file; see :meth:`ChatSession.save`."""
+        """Write a conversation with its cache to a file; see :meth:`ChatSession.save`.
+
+        Raises
+        ------
+        ConfigError
+            If the conversation is with another model.
+        """
+        if session.llama is not self:
+            raise ConfigError(
+                "save_session() got a conversation with another Llama; call session.save(path), or save_session()"
+                " of the one it was opened with"
+            )
         session.save(path)
 
     def load_session(self, path: str | Path) -> ChatSession:

@@ -16,6 +16,7 @@ from restkv_local.chat.chat_template import ChatTemplate, Message
 from restkv_local.chat.generation import generate
 from restkv_local.chat.guide import question_guide
 from restkv_local.chat.passages import Passage, TokenMap, find_passages
+from restkv_local.chat.turn_report import make_timings
 from restkv_local.config import DEFAULTS
 from restkv_local.documents import Document, parse_document, read_document
 from restkv_local.engine import Engine, Progress
@@ -220,12 +221,13 @@ class DocumentReader:
         InputError
             If the question is empty.
         KeyboardInterrupt
-            On Ctrl-C; ``answer`` holds what was said so far.
+            On Ctrl-C; ``answer`` holds what was said so far, None if that was while reading.
         """
         _check_question(question)
         return in_turn(self._llama.turns, self._answer(question, on_progress))
 
     def _answer(self, question: str, on_progress: OnProgress | None) -> Generator[str, None, None]:
+        self.answer = None
         prompt = self._prompt(question)
         notes = []
         start = time.perf_counter()
@@ -249,32 +251,24 @@ class DocumentReader:
             while True:
                 try:
                     piece = next(stream)
-                except StopIteration as end:
-                    finish_reason = end.value
+                except StopIteration as stop:
+                    finish_reason = stop.value
                     break
                 if self._engine.counters.seen - n_looked >= _N_LOOKED:
                     attention, n_looked = self._look(attention, n_looked)
                 yield piece
         finally:
-            end_time = time.perf_counter()
+            end = time.perf_counter()
             attention, _ = self._look(attention, n_looked)
             tokens = TokenMap([*self._pieces(prompt)], self._documents)
             n_said = self._engine.counters.seen - n_prompt
-            prompt_s, answer_s = answer_start - start, end_time - answer_start
             self.answer = Answer(
                 question=question,
                 response="".join(said),
                 finish_reason=finish_reason,
                 mode=self.mode,
                 passages=find_passages(attention, tokens),
-                timings={
-                    "prompt_n": n_read,
-                    "prompt_ms": round(prompt_s * 1e3, 3),
-                    "prompt_per_second": round(n_read / prompt_s, 3),
-                    "predicted_n": n_said,
-                    "predicted_ms": round(answer_s * 1e3, 3),
-                    "predicted_per_second": round(n_said / answer_s, 3) if answer_s else 0.0,
-                },
+                timings=make_timings(n_read, answer_start - start, n_said, end - answer_start),
                 kv=self._engine.kv_report(),
                 notes=tuple(notes),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from restkv_local.chat.session_file import (
     write_session,
 )
 from restkv_local.chat.turn import Attachment, Turn
+from restkv_local.chat.turn_report import TurnReport, make_timings
 from restkv_local.config import Config
 from restkv_local.engine import Engine, Progress, Snapshot
 from restkv_local.errors import ConfigError, InputError
@@ -40,26 +41,6 @@ OnProgress = Callable[[Progress], None]
 
 BY_SNAPSHOT = "by snapshot"
 READ_AGAIN = "all is read again with the next message"
-
-
-@dataclass(slots=True)
-class TurnReport:
-    """One turn, with the keys of the JSON report. Times are milliseconds, rates tokens a second."""
-
-    model: str
-    version: str
-    response: str = ""
-    finish_reason: str = "cancelled"  # until the turn ends by itself: "stop" or "length"
-    usage: dict[str, int] = field(default_factory=dict)
-    timings: dict[str, float] = field(default_factory=dict)
-    kv: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object that ``--json`` prints."""
-        report = asdict(self)
-        notes = report.pop("notes")
-        return {**report, "notes": notes} if notes else report
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +95,11 @@ class ChatSession:
     @property
     def _engine(self) -> Engine:
         return self._llama.engine
+
+    @property
+    def llama(self) -> LoadedModel:
+        """The model that answers."""
+        return self._llama
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -469,7 +455,58 @@ class ChatSession:
         self, request: _Request, content: str, on_progress: OnProgress | None
     ) -> Generator[str, None, None]:
         self.report = report = TurnReport(self._llama.shape.name, self._llama.version)
-        turn, sampler = request.turn, self._llama.sampler
+        prompt = self._prepare(request, content)
+        earlier, tokens, logits = prompt.earlier, prompt.tokens, prompt.logits
+        engine = self._engine
+        seen, cached = engine.counters.seen, round(engine.rows.mean)
+        answer: list[str] = []
+        kept: Snapshot | None = None
+        start = answer_start = time.perf_counter()
+        reading = True
+        try:
+            engine.guide = prompt.guide  # of an answer that needs no reading, too
+            if tokens:
+                engine.read(tokens, guide=prompt.guide, on_progress=on_progress)
+                self._cache.hold(prompt.rendered)
+            reading = False
+            if logits is None:
+                logits = self._native.logits().copy()
+                kept = self._keep_moment(len(earlier), logits)
+                if prompt.key is not None and kept is None:
+                    kept = self._cache.snapshot()
+            answer_start = time.perf_counter()
+            report.finish_reason = yield from generate(self._llama, logits, answer)
+        finally:
+            end = time.perf_counter()
+            n_new = engine.counters.seen - seen
+            n_read = min(len(tokens), n_new)
+            n_said = n_new - n_read
+            report.response = "".join(answer)
+            if reading:
+                answer_start = end
+                if n_read:
+                    self._cache.hold(self._cache.text)
+                    heard = self._hear(prompt.rendered, content, tokens[:n_read])
+                    self._turns = [*earlier, replace(prompt.turn, heard=heard)]
+            else:
+                self._cache.text += report.response
+                self._turns = [*earlier, replace(prompt.turn, answer=report.response)]
+            report.usage = {
+                "prompt_tokens": seen + n_read,
+                "completion_tokens": n_said,
+                "total_tokens": seen + n_new,
+            }
+            timings = make_timings(n_read, answer_start - start, n_said, end - answer_start)
+            report.timings = timings | {"cache_n": cached}
+            report.kv = engine.kv_report()
+            if prompt.key is not None and kept is not None and logits is not None:
+                assert self._readings is not None
+                self._readings.store(prompt.key, Reading(kept, logits))
+
+    def _prepare(self, request: _Request, content: str) -> _Prompt:
+        """Go back as far as the request asks for, and find out what is left to read."""
+        notes, sampler = self.report.notes, self._llama.sampler
+        turn = request.turn
         earlier = self._turns[:-1] if request.replaces else self._turns[:]
         asked = {"role": "user", "content": content}
         rendered = self._template.render([*_messages(self._system, earlier), asked])
@@ -481,9 +518,9 @@ class ChatSession:
         logits, way = self._rewind(rendered, request)
         tokens = self._tokenize_rest(rendered)
         if way:
-            report.notes.append(f"{way}, {len(tokens):,} tokens read")
+            notes.append(f"{way}, {len(tokens):,} tokens read")
         if request.replaces and not request.draws_anew and self._engine.config.temp == 0:
-            report.notes.append("temp 0 draws nothing: the same cache answers the same")
+            notes.append("temp 0 draws nothing: the same cache answers the same")
         # Read again from the start, the new question alone decides.
         before = [] if request.afresh else [turn.question for turn in earlier]
         guide = question_guide(self._native, self._engine.config, rendered, turn.guide, before)
@@ -491,64 +528,12 @@ class ChatSession:
         if not self._cache.text:
             key = self._open(tokens, guide, is_first=not earlier and not request.afresh)
             if key is not None and (found := self._find_reading(key, rendered)) is not None:
-                report.notes.append(f"read before: {len(tokens):,} tokens from the cache folder")
+                notes.append(f"read before: {len(tokens):,} tokens from the cache folder")
                 logits, tokens, key = found, [], None
         elif not self._cache.make_room(len(tokens)):
             tokens = self._tokenize_rest(rendered)
-            report.notes.append(f"a larger cache, {len(tokens):,} tokens read")
-        engine = self._engine
-        seen, cached = engine.counters.seen, round(engine.rows.mean)
-        answer: list[str] = []
-        kept: Snapshot | None = None
-        start = answer_start = time.perf_counter()
-        reading = True
-        try:
-            engine.guide = guide  # of an answer that needs no reading, too
-            if tokens:
-                engine.read(tokens, guide=guide, on_progress=on_progress)
-                self._cache.hold(rendered)
-            reading = False
-            if logits is None:
-                logits = self._native.logits().copy()
-                kept = self._keep_moment(len(earlier), logits)
-                if key is not None and kept is None:
-                    kept = self._cache.snapshot()
-            answer_start = time.perf_counter()
-            report.finish_reason = yield from generate(self._llama, logits, answer)
-        finally:
-            end = time.perf_counter()
-            n_new = engine.counters.seen - seen
-            n_read = min(len(tokens), n_new)
-            report.response = "".join(answer)
-            if reading:
-                answer_start = end
-                if n_read:
-                    self._cache.hold(self._cache.text)
-                    heard = self._hear(rendered, content, tokens[:n_read])
-                    self._turns = [*earlier, replace(turn, heard=heard)]
-            else:
-                self._cache.text += report.response
-                self._turns = [*earlier, replace(turn, answer=report.response)]
-            report.usage = {
-                "prompt_tokens": seen + n_read,
-                "completion_tokens": n_new - n_read,
-                "total_tokens": seen + n_new,
-            }
-            prompt_s, answer_s = answer_start - start, end - answer_start
-            n_said = n_new - n_read
-            report.timings = {
-                "prompt_n": n_read,
-                "prompt_ms": round(prompt_s * 1e3, 3),
-                "prompt_per_second": round(n_read / prompt_s, 3) if prompt_s else 0.0,
-                "predicted_n": n_said,
-                "predicted_ms": round(answer_s * 1e3, 3),
-                "predicted_per_second": round(n_said / answer_s, 3) if answer_s else 0.0,
-                "cache_n": cached,
-            }
-            report.kv = engine.kv_report()
-            if key is not None and kept is not None and logits is not None:
-                assert self._readings is not None
-                self._readings.store(key, Reading(kept, logits))
+            notes.append(f"a larger cache, {len(tokens):,} tokens read")
+        return _Prompt(turn, earlier, rendered, tokens, guide, logits, key)
 
     def _rewind(self, rendered: str, request: _Request) -> tuple[F32 | None, str]:
         """Make the cache stand for a beginning of a prompt, the longest that can be had without reading.
@@ -634,6 +619,19 @@ class _Request:
     replaces: bool = False  # the last turn
     draws_anew: bool = False  # as if the replaced turn had never been
     afresh: bool = False  # from the start, whatever is in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A turn that is about to be read."""
+
+    turn: Turn
+    earlier: list[Turn]
+    rendered: str
+    tokens: list[int]  # not in the cache yet
+    guide: list[int]
+    logits: F32 | None  # of the prompt's last token, where nothing is left to read
+    key: str | None  # under which the reading is worth keeping
 
 
 def _attach(documents: Sequence[str | Document]) -> tuple[Attachment, ...]:

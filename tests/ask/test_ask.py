@@ -131,6 +131,30 @@ def test_ctrl_c_while_reading_leaves_a_reader_that_can_be_asked(open_llama, docu
     assert found.response == interrupted
 
 
+def test_a_question_cancelled_while_reading_has_no_answer(open_llama, document):
+    """Not the one before it, either."""
+    llama = open_llama(MODEL, **SMALL)
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with DocumentReader(llama, [document]) as reader:
+        "".join(reader.ask(ONE))
+        assert reader.answer.question == ONE
+        with pytest.raises(KeyboardInterrupt):
+            "".join(reader.ask(TWO, on_progress=stop))
+        assert reader.answer is None
+
+
+def test_answers_that_nobody_waits_for_give_the_model_back(open_llama, document):
+    llama = open_llama(MODEL, **SMALL)
+    before = llama.engine
+    with closing(llama.ask(document, [ONE, TWO])) as stream:
+        assert next(stream).question == ONE
+        assert llama.engine is not before
+    assert llama.engine is before
+
+
 def test_several_documents_are_named(open_llama, document):
     llama = open_llama(MODEL, **SMALL)
     other = parse_document(b"The ship is in the harbour.", "note.txt")

@@ -1,11 +1,16 @@
 """`restkv ask`: what is refused before anything is loaded, and the whole command on a tiny model."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from restkv_local.cli.main import main
 
+from tests.documents.document_files import SAMPLES
 from tests.session.conversation import MODEL, prose
+
+SCRIPT = "import sys; from restkv_local.cli.main import main; main(sys.argv[1:])"
 
 
 def run(capsys, *args):
@@ -94,6 +99,94 @@ def test_answers_are_on_stdout_and_where_they_come_from_on_stderr(capsys, log, t
 
 
 @pytest.mark.native
+def test_one_question_says_how_often_the_documents_were_read(capsys, log, tiny):
+    model, *options = tiny
+    _, _, err = run(capsys, model, log, "-q", "where?", *options)
+    assert "read for each question (per-question)" in err
+
+
+@pytest.mark.native
+def test_every_kind_of_document_is_read(capsys, tmp_path, tiny):
+    model, *options = tiny
+    paths = [tmp_path / name for name in SAMPLES]
+    for path in paths:
+        path.write_bytes(SAMPLES[path.name])
+    code, out, err = run(capsys, model, *paths, "-q", "where?", "--json", *options)
+    assert code == 0, err
+    found = {document["name"]: document["kind"] for document in json.loads(out)["documents"]}
+    kinds = ("text", "markdown", "html", "pdf", "docx", "epub")
+    assert found == dict(zip(map(str, paths), kinds, strict=True))
+
+
+@pytest.mark.native
+def test_standard_input_is_a_document(log, tiny):
+    model, *options = tiny
+    command = [sys.executable, "-c", SCRIPT, "ask", model, "-", "-q", "where?", "--json", *options]
+    done = subprocess.run(
+        list(map(str, command)), input=log.read_bytes(), capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    (document,) = json.loads(done.stdout)["documents"]
+    assert document["characters"] == len(log.read_text())
+
+
+@pytest.fixture
+def at_terminal(tiny):
+    """Run the command at a pseudo-terminal."""
+    pexpect = pytest.importorskip("pexpect")
+    children = []
+
+    def spawn(*args):
+        model, *options = map(str, tiny)
+        child = pexpect.spawn(
+            sys.executable,
+            ["-c", SCRIPT, "ask", model, *map(str, args), *options],
+            encoding="utf-8",
+            dimensions=(40, 160),
+            timeout=120,
+        )
+        children.append(child)
+        return child
+
+    yield spawn
+    for child in children:
+        child.close(force=True)
+
+
+def exit_code(child):
+    """Read the terminal to its end; return the exit code."""
+    child.read()
+    child.wait()
+    return child.exitstatus
+
+
+@pytest.mark.native
+@pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
+@pytest.mark.parametrize("mode", ["per-question", "shared"])
+def test_ctrl_c_ends_the_reading(at_terminal, tmp_path, mode):
+    long = tmp_path / "long.txt"
+    long.write_text(prose(200_000))
+    child = at_terminal(long, "-q", "where?", "--mode", mode)
+    child.expect(r"\d t/s")  # the bar
+    child.sendintr()
+    child.expect("cancelled")
+    assert exit_code(child) == 130
+
+
+@pytest.mark.native
+@pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
+def test_without_a_question_one_is_asked_for_until_ctrl_d(at_terminal, log):
+    child = at_terminal(log)
+    child.expect(r"read once \(ingest\)")
+    child.expect("ask; Ctrl-D leaves")
+    for question in ("where?", "who?"):
+        child.send(f"{question}\r")
+        child.expect("gen 8 tok")
+    child.sendeof()
+    assert exit_code(child) == 0
+
+
+@pytest.mark.native
 def test_read_now_and_ask_later(capsys, log, tiny):
     model, *options = tiny
     code, out, err = run(capsys, model, log, "--mode", "ingest", *options)
@@ -102,4 +195,5 @@ def test_read_now_and_ask_later(capsys, log, tiny):
     code, out, err = run(capsys, model, log, "--mode", "ingest", "-q", "where?", *options)
     assert code == 0
     assert out
-    assert "tokens from the cache folder" in err
+    assert "read before (ingest)" in err
+    assert "tokens from the cache folder · KV 112/" in err

@@ -55,6 +55,11 @@ class BenchReport:
         """The columns' headings."""
         return [cache.name for cache in self.caches]
 
+    @property
+    def deepest(self) -> int:
+        """The greatest depth that was measured in any column."""
+        return max((s.depth for s in self.samples if s.result is not None), default=0)
+
     def figures(self) -> list[Figure]:
         """Return the medians."""
         n_prompt, n_gen = self.metadata["n_prompt"], self.metadata["n_gen"]
@@ -75,21 +80,22 @@ class BenchReport:
         return list(dict.fromkeys(lines))
 
     def profile(self, phase: str) -> dict[str, dict[str, float]]:
-        """Return the median seconds of each part at the greatest depth, by column.
+        """Return the median seconds of each part at the greatest depth, by the columns that were measured there.
 
         Parameters
         ----------
         phase : {"reading", "writing"}
             Time to first token, or tg.
         """
-        parts: dict[str, dict[str, float]] = {}
-        for name in self.names:
-            cells = [s for s in self.samples if s.cache == name and s.result is not None]
-            deepest = max((cell.depth for cell in cells), default=0)
-            found = [c.result[phase] for c in cells if c.result and c.depth == deepest]
-            if found:
-                parts[name] = {part: statistics.median(f[part] for f in found) for part in PARTS}
-        return parts
+        results: dict[str, list[dict[str, float]]] = {}
+        for sample in self.samples:
+            if sample.result is not None and sample.depth == self.deepest:
+                results.setdefault(sample.cache, []).append(sample.result[phase])
+        return {
+            name: {part: statistics.median(r[part] for r in results[name]) for part in PARTS}
+            for name in self.names
+            if name in results
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``restkv bench --json`` prints."""
@@ -166,9 +172,13 @@ def _figures_table(report: BenchReport) -> str:
         ),
         n_left=2,
     )
-    n = max(figure.n for figure in report.figures())
-    rounds = f"Median of {n} round{'s' if n > 1 else ''} ± median distance to it"
-    return f"{table}\n\n{rounds}; in brackets: times the value of `{report.names[0]}` in the same round."
+    counts = [figure.n for figure in report.figures()]
+    few, many = min(counts), max(counts)
+    rounds = f"{few} to {many} rounds" if few < many else f"{many} round{'s' if many > 1 else ''}"
+    return (
+        f"{table}\n\nMedian of {rounds} ± median distance to it (where there are several);"
+        f" in brackets: times the value of `{report.names[0]}` in the same round."
+    )
 
 
 def _show(figure: Figure | None, is_first: bool) -> str:
@@ -184,8 +194,8 @@ def _profile_table(report: BenchReport, phase: str) -> str:
     profile = report.profile(phase)
     if not profile:
         return ""
-    depth = max(sample.depth for sample in report.samples if sample.result is not None)
-    test = f"{_PHASES[phase]}{report.metadata['n_gen'] if phase == 'writing' else ''} @ d{depth}"
+    n_gen = report.metadata["n_gen"] if phase == "writing" else ""
+    test = f"{_PHASES[phase]}{n_gen} @ d{report.deepest}"
 
     def cells(part: str) -> list[str]:
         found = []

@@ -87,6 +87,17 @@ def test_one_round_has_no_noise_to_show(samples):
     assert "| pp512 @ d1000 | t/s | 1,024.0 | 2,048.0 (2.00) |" in text
 
 
+def test_a_column_without_the_greatest_depth_is_not_profiled_there(samples):
+    some = [s for s in samples if s.cache == "full" or s.depth == 1000]
+    text = BenchReport(METADATA, CACHES, some).to_markdown(with_profile=True)
+    assert "| where ttft @ d4000 goes, ms | full |\n" in text
+
+
+def test_unequal_numbers_of_rounds_are_said(samples):
+    some = [s for s in samples if s.repetition == 0 or s.depth == 1000]
+    assert "Median of 1 to 3 rounds" in BenchReport(METADATA, CACHES, some).to_markdown()
+
+
 def test_a_run_of_failures_still_says_why():
     failed = [Sample("full", 1, 0, None, None, "no memory")]
     report = BenchReport(METADATA, CACHES, failed)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from restkv_local.model.demo import resolve_model
-from restkv_local.native._library import load
+from restkv_local.native import load
 
 TYPES = ("q8_0", "bf16", "f16")
 

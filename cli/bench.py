@@ -196,11 +196,12 @@ def bench(
     # Imported here: `--help` must not wait for NumPy.
     from restkv_local.bench.caches import choose_caches
     from restkv_local.bench.log import BenchLog
-    from restkv_local.bench.metadata import collect_metadata, find_commit
+    from restkv_local.bench.metadata import collect_metadata
     from restkv_local.bench.report import BenchReport
     from restkv_local.bench.runner import BenchPlan, run_bench
     from restkv_local.model.model_file import check_supported, read_model
     from restkv_local.plots import check_plots
+    from restkv_local.version import find_commit
 
     if png is not None:
         check_plots(png)

@@ -1,4 +1,4 @@
-"""Pictures of plans. Needs matplotlib, which nothing else here does."""
+"""Pictures of plans. Needs matplotlib."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -47,16 +45,3 @@ def collect_metadata(shape: ModelShape, settings: dict[str, Any]) -> dict[str, A
         **settings,
         "n_threads": n_threads,
     }
-
-
-def find_commit() -> str | None:
-    """Return the commit of the checkout that this package is run from, marked if files differ; None without."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-    command = ("git", "-C", str(folder), "describe", "--always", "--dirty=+changes", "--exclude=*")
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip() or None

@@ -9,11 +9,10 @@ from typing import Any
 
 import psutil
 
-from restkv_local.bench.metadata import find_commit
 from restkv_local.model.model_file import ModelShape
 from restkv_local.native import library_info, library_stamp
 from restkv_local.storage.fingerprint import fingerprint_model
-from restkv_local.version import __version__
+from restkv_local.version import __version__, find_commit
 
 
 def collect_conditions(shape: ModelShape, settings: Mapping[str, Any]) -> dict[str, Any]:

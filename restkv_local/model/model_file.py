@@ -99,10 +99,8 @@ class ModelShape:
         "unknown" for an architecture that is not verified.
     n_rot : int
         Values of a head that RoPE rotates.
-    has_rope_factors : bool
-        The file scales RoPE frequencies by a tensor.
     has_long_rope : bool
-        There are two such tensors and the context length chooses (long-rope).
+        Two tensors scale RoPE's frequencies and the context length chooses between them (long-rope).
     nope_layers : tuple of bool
         Layers without RoPE.
     softcap : float
@@ -132,7 +130,6 @@ class ModelShape:
     n_ctx_train: int
     rope_type: RopeType
     n_rot: int
-    has_rope_factors: bool
     has_long_rope: bool
     nope_layers: tuple[bool, ...]
     softcap: float
@@ -394,10 +391,6 @@ class _Reader:
             n_ctx_train=self._int("context_length", low=1, high=1 << 31),
             rope_type=rope_type,
             n_rot=n_rot,
-            has_rope_factors=any(
-                f"{name}.weight" in tensors
-                for name in ("rope_freqs", "rope_factors_long", "rope_factors_short")
-            ),
             has_long_rope="rope_factors_long.weight" in tensors,
             nope_layers=nope_layers,
             softcap=self._softcap(),

@@ -114,26 +114,6 @@ def load_output_factors(
     _prune(folder, cache_limit_bytes, keep=path)
 
 
-def compute_output_factors(shape: ModelShape, layer: int, *, header: Header | None = None) -> F32:
-    """Factors of one layer, computed from the file's own weights.
-
-    Parameters
-    ----------
-    shape : ModelShape
-        The model.
-    layer : int
-        Any layer, sliding-window layers included.
-    header : Header, optional
-        The model's header when it is already read.
-
-    Returns
-    -------
-    ndarray of shape (n_head, d, d), float32
-    """
-    header = header or read_header(shape.path)
-    return _factor_layer(shape, _output_tensor(header, shape, layer), _scale(header, layer))
-
-
 def factor_gram(gram: F32) -> F32:
     """Factors ``F`` with ``F @ F.T == gram`` for a stack of Gram matrices.
 

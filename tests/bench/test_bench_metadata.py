@@ -5,9 +5,10 @@ import json
 import psutil
 import pytest
 
-from restkv_local.bench import metadata
-from restkv_local.bench.metadata import collect_metadata, find_commit
+from restkv_local import version
+from restkv_local.bench.metadata import collect_metadata
 from restkv_local.model.model_file import read_model
+from restkv_local.version import find_commit
 from tests import builders
 
 
@@ -32,5 +33,5 @@ def test_a_commit_is_one_word_or_none():
 def test_without_git_or_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_commit() is None
-    monkeypatch.setattr(metadata, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    monkeypatch.setattr(version, "__file__", str(tmp_path / "a" / "b.py"))
     assert find_commit() is None

@@ -64,7 +64,6 @@ def test_a_plain_model_allows_both_positions(tmp_path, name):
     assert shape.head_dim_k == shape.head_dim_v == shape.n_rot == model.head_dim
     assert shape.n_embd == model.width
     assert shape.rope_type == ("norm" if model.arch == "llama" else "neox")
-    assert shape.has_rope_factors == model.rope_freqs
     assert not any(shape.swa_layers)
     assert supported_positions(shape) == ("original", "compact")
 
@@ -117,7 +116,6 @@ def test_windows_in_all_layers_leave_nothing_to_evict(tmp_path):
 
 def test_long_rope_allows_compact_positions_only(tmp_path):
     shape = read_model(builders.llama(long_rope=True, head_dim=64).write(tmp_path / "m.gguf"))
-    assert shape.has_rope_factors
     assert shape.has_long_rope
     assert supported_positions(shape) == ("compact",)
     check_supported(shape)

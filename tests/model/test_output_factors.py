@@ -12,7 +12,6 @@ from restkv_local.errors import UnsupportedModelError
 from restkv_local.model.demo import resolve_model
 from restkv_local.model.model_file import read_model
 from restkv_local.model.output_factors import (
-    compute_output_factors,
     default_cache_dir,
     factor_gram,
     fold_v_rotation,
@@ -55,8 +54,10 @@ def test_factors_of_the_demo_model_keep_the_norms(rng):
     path = resolve_model("demo")
     shape = read_model(path)
     reader = GGUFReader(path)
+    computed = dict(load_output_factors(shape, cache_limit_bytes=0))
+    assert sorted(computed) == list(range(30))
     for layer in (0, 13, 29):
-        factors = compute_output_factors(shape, layer)
+        factors = computed[layer]
         assert factors.shape == (9, 64, 64)
         assert factors.dtype == np.float32
         assert_same_norms(factors, output_slices(reader, layer, 9, 64), rng)
@@ -87,7 +88,7 @@ def test_factors_keep_the_norms(tmp_path, rng, model):
 def test_fewer_outputs_than_values_make_the_gram_singular(tmp_path, rng):
     """n_embd 32 under heads of 64: half of each head's values do not reach the output."""
     path = builders.llama(head_dim=64, n_embd=32).write(tmp_path / "m.gguf")
-    factors = compute_output_factors(read_model(path), 0)
+    factors = load_all(path, cache_dir=tmp_path / "cache")[0]
     assert np.isfinite(factors).all()
     assert_same_norms(factors, output_slices(GGUFReader(path), 0, 4, 64), rng, tolerance=1e-3)
 

@@ -43,7 +43,7 @@ def test_a_fact_from_the_evicted_part_is_found_and_everything_is_reported(llama)
     assert set(kv) == KV_KEYS
     assert kv["seen"] == report["usage"]["total_tokens"] > 1200
     assert kv["evicted"] == kv["seen"] - kv["kept"] > 600
-    assert kv["events"] >= 3
+    assert kv["events"] >= 2
     assert kv["peak"] <= kv["capacity"]
     assert kv["bytes"] < kv["bytes_full"]
     assert report["finish_reason"] == "stop"

@@ -26,8 +26,10 @@ import side_by_side
 
 from restkv_local.bench.plot import draw_bench
 from restkv_local.bench.report import BenchReport
-from restkv_local.evaluation.log import read_log
+from restkv_local.evaluation.log import Record, read_log
+from restkv_local.evaluation.plots import draw_records
 from restkv_local.evaluation.report import write_report
+from restkv_local.evaluation.summary import family_mean, split_sections
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -114,6 +116,31 @@ def bench_choice() -> str:
     return "\n".join(lines)
 
 
+def scores(name: str) -> tuple[Record, ...]:
+    """Return the scores of a log of `restkv eval`."""
+    return tuple(read_log(RESULTS / f"{name}.jsonl").records)
+
+
+def ruler_choice() -> str:
+    """Means of RULER's thirteen tasks: a line for each policy and budget, a column for each length."""
+    sections = split_sections(scores("ruler"))
+    cells = dict.fromkeys(cell for section in sections for cell in section.cells)
+    heads = " | ".join(f"{section.length:,} tokens" for section in sections)
+    lines = [
+        f"| policy | allocation | budget | {heads} |",
+        "|---|---|---|" + "---:|" * len(sections),
+    ]
+    for cell in cells:
+        texts = [cell.policy, "-", "-"]
+        if cell.evicts:
+            texts = [cell.policy, cell.allocation, cell.budget]
+        for section in sections:
+            found = section.of(cell)
+            texts.append(f"{family_mean(found).mean.value:.1f}" if found else "")
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
 def kvpress() -> tuple[list[side_by_side.Row], list[side_by_side.Row]]:
     """Return what the comparison with kvpress found, and the samples it was timed with."""
     folders = RESULTS / "side-by-side", RESULTS / "side-by-side-timed"
@@ -127,6 +154,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-choice": bench_choice,
     "bench": lambda: bench().to_markdown(with_profile=True),
     "bench-allocations": lambda: bench("bench-allocations").to_markdown(),
+    "ruler-choice": ruler_choice,
     "ruler": lambda: write_report([read_log(RESULTS / "ruler.jsonl")]),
     "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
     "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
@@ -140,6 +168,7 @@ TABLES: dict[str, Callable[[], str]] = {
 PICTURES: dict[str, Callable[[Path], Any]] = {
     "side-by-side.png": lambda path: side_by_side.draw(*kvpress(), path),
     "bench.png": lambda path: draw_bench(bench(), path),
+    "quality": lambda folder: draw_records([*scores("ruler"), *scores("text")], folder),
 }
 
 

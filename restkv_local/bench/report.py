@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ from restkv_local.bench.ceiling import Ceiling, find_ceilings
 from restkv_local.bench.figures import Figure, summarise
 from restkv_local.bench.log import Sample, read_bench_log
 from restkv_local.bench.profile import PARTS
+from restkv_local.markdown import write_table
 
 _PHASES: Final = {"reading": "ttft", "writing": "tg"}
 
@@ -144,23 +145,13 @@ def describe_run(metadata: Mapping[str, Any], commits: Sequence[str]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, n_left: int = 1) -> str:
-    """Write a table; its first ``n_left`` columns hold words, the others numbers."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    ruler = "|" + "---|" * n_left + "---:|" * (len(head) - n_left)
-    return "\n".join([line(head), ruler, *map(line, rows)])
-
-
 def _figures_table(report: BenchReport) -> str:
     rows: dict[tuple[str, str], dict[str, Figure]] = {}
     for figure in report.figures():
         rows.setdefault((figure.row, figure.unit), {})[figure.cache] = figure
     if not rows:
         return ""
-    table = _table(
+    table = write_table(
         ["test", "unit", *report.names],
         (
             [
@@ -204,13 +195,14 @@ def _profile_table(report: BenchReport, phase: str) -> str:
             found.append(f"{parts[part] * 1e3:,.0f} ({parts[part] / (total or 1):.1%})")
         return found
 
-    return _table([f"where {test} goes, ms", *profile], ([part, *cells(part)] for part in PARTS))
+    rows = ([part, *cells(part)] for part in PARTS)
+    return write_table([f"where {test} goes, ms", *profile], rows, n_left=1)
 
 
 def _ceilings_table(ceilings: Sequence[Ceiling]) -> str:
     if not ceilings:
         return ""
-    return _table(
+    return write_table(
         [
             "writing beside `full`",
             "attention's share of full",
@@ -228,4 +220,5 @@ def _ceilings_table(ceilings: Sequence[Ceiling]) -> str:
             ]
             for c in ceilings
         ),
+        n_left=1,
     )

@@ -21,6 +21,7 @@ from restkv_local.evaluation.summary import (
     scores_of,
     split_sections,
 )
+from restkv_local.markdown import write_table
 
 _RULES: Final = ("policy", "allocation", "budget", "prefill", "positions", "kept", "n")
 _N_WORDS: Final = 5  # columns of words; numbers stand to the right
@@ -69,7 +70,7 @@ def _write_section(section: Section) -> str:
     else:
         head, lines = _answers(section)
     rows = [[*_rules(cell, section.of(cell)), *line] for cell, line in lines.items()]
-    return f"### {section.title}\n\n{_table([*_RULES, *head], rows)}"
+    return f"### {section.title}\n\n{write_table([*_RULES, *head], rows, n_left=_N_WORDS)}"
 
 
 def _answers(section: Section) -> tuple[list[str], dict[Cell, list[str]]]:
@@ -157,11 +158,3 @@ def _show_spread(spread: float | None) -> str:
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    ruler = "|" + "---|" * _N_WORDS + "---:|" * (len(head) - _N_WORDS)
-    return "\n".join([line(head), ruler, *map(line, rows)])

@@ -103,6 +103,33 @@ def summarise(name: str, rows: list[dict[str, Any]]) -> list[Any]:
     ]
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw a panel for each cache: length on x, depth of the needle on y, whether it was found."""
+    from matplotlib.figure import Figure
+
+    cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        cells[", ".join([row["cell"], *map(str, row["set"].values())])].append(row)
+    lengths = sorted({row["tokens"] for row in rows})
+    figure = Figure(figsize=(3.6 * len(cells), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(cells), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (name, lot) in zip(panels, sorted(cells.items()), strict=True):
+        for hit, colour, label in ((True, "tab:blue", "found"), (False, "tab:red", "not found")):
+            found = [row for row in lot if row["hit"] == hit]
+            places = [lengths.index(row["tokens"]) for row in found]
+            depths = [100 * row["depth"] for row in found]
+            axes.scatter(places, depths, marker="s", s=60, color=colour, label=label)
+        axes.set_title(name, loc="left", fontsize="medium")
+        axes.set_xlabel("tokens")
+        axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=60)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("depth, %")
+    panels[0].set_ylim(100, 0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     """Ask the same prompts with each cache and print one line for each."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -75,6 +75,11 @@ def needles() -> str:
     return needle.table(read("needle"))
 
 
+def long_needles() -> list[Row]:
+    """Return needles in texts that few rows stay of."""
+    return [row for row in read("needle") if row["tokens"] >= 4000]
+
+
 def ranking_choice() -> str:
     """Lines of the ranking that README shows."""
     rows = read("ranking")
@@ -166,6 +171,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {
+    "needle.png": lambda path: needle.draw(long_needles(), path),
     "side-by-side.png": lambda path: side_by_side.draw(*kvpress(), path),
     "bench.png": lambda path: draw_bench(bench(), path),
     "quality": lambda folder: draw_records([*scores("ruler"), *scores("text")], folder),

@@ -124,7 +124,7 @@ def ask(
                 break
         if as_json:
             print_json(describe(reader, path.name, documents, answers))
-        else:
+        elif finished:
             say_reading(reader)
     if not finished:
         raise typer.Exit(130)
@@ -161,7 +161,7 @@ def answer(reader: DocumentReader, question: str, *, silent: bool, titled: bool)
             print_note(f"  {passage.share:4.0%}  {where}: {passage.text}", style="dim")
         print_stats(reader.answer.to_json())
     else:
-        print_note(UNREAD)
+        print_note(UNREAD if reader.reading is None else "cancelled: the question was not read")
     return finished
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
@@ -14,7 +15,7 @@ import psutil
 from restkv_local.allocators.base import Allocator, Demand
 from restkv_local.allocators.registry import make_allocator
 from restkv_local.config import Config, check_budget, parse_budget, resolve_budget
-from restkv_local.errors import ConfigError, NativeError
+from restkv_local.errors import ConfigError, NativeError, RestKVError
 from restkv_local.model.model_file import (
     ROW_PAD,
     ModelShape,
@@ -190,20 +191,25 @@ class Engine:
         return self.native.capacity
 
     @property
-    def _n_repeat(self) -> int:
-        """Rows that the next repetition takes."""
+    def n_repeat(self) -> int:
+        """Rows that the next repetition takes, 0 where nothing is repeated."""
         return self._repetition.n_probe if self._repetition else 0
 
     @property
     def _n_probe(self) -> int:
         """Rows that any probe takes."""
         n_guide = 0 if self.config.guide == "off" else self.config.n_guide
-        return max(n_guide, self._n_repeat)
+        return max(n_guide, self.n_repeat)
 
     @property
-    def _n_ahead(self) -> int:
-        """Rows that stay free for the next eviction's probe; its guide may be longer than this one."""
-        return self._n_probe if observes_attention(self.policy) else self._n_repeat
+    def _room(self) -> int:
+        """Rows to fill before the next eviction: what a cache made for the budget has, less those for a probe.
+
+        The cache that is open may have been made for a larger budget, and the next guide may be longer than this one.
+        """
+        n_rows = pad_rows(self.budget + self.config.n_ubatch + self._n_probe)
+        n_ahead = self._n_probe if observes_attention(self.policy) else self.n_repeat
+        return min(self.native.room, n_rows - math.ceil(self.rows.mean)) - n_ahead
 
     # Opening
 
@@ -230,7 +236,7 @@ class Engine:
         self.n_pinned = n_pinned
         n_rows = self.budget + n_reserve
         n_answer = config.n_predict if n_predict < 0 else n_predict
-        whole = n_prompt + n_answer + 1 + self._n_repeat
+        whole = n_prompt + n_answer + 1 + self.n_repeat
         if not self.policy.evicts:
             n_rows = max(whole, n_rows)
         else:
@@ -447,7 +453,7 @@ class Engine:
 
         Rows that rounding has added to the cache are filled too: the fewer evictions, the less they cost.
         """
-        room = self.native.room - self._n_ahead
+        room = self._room
         if n <= room:
             return n
         if room >= _MIN_CHUNK:
@@ -457,11 +463,7 @@ class Engine:
 
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
-        full = self.native.room <= self._n_ahead
-        if self.config.prefill == "full":
-            # A cache as large as the prompt: what was evicted from it stays free.
-            full = full or self.rows.mean + 1 > self.budget + self.config.n_ubatch
-        if self.policy.evicts and full:
+        if self.policy.evicts and self._room < 1:
             # The answer so far asks for particular rows too.
             self._evict_guided(n_more=self.config.n_obs)
         self._decode([token])
@@ -553,16 +555,16 @@ class Engine:
         self, n_window: int, *, guided: bool = False, n_probe: int = 0, guide_ms: float = 0.0
     ) -> None:
         """Score all rows by the newest ``n_window`` queries, drop the probe, keep the budget."""
-        start = time.perf_counter()
-        self.repeat()
-        guide_ms += (time.perf_counter() - start) * 1e3
-        start = time.perf_counter()
         try:
+            start = time.perf_counter()
+            self.repeat()
+            guide_ms += (time.perf_counter() - start) * 1e3
+            start = time.perf_counter()
             plan = self.plan(n_window, guided=guided, n_probe=n_probe)
-        except KeyboardInterrupt:
+            score_ms = (time.perf_counter() - start) * 1e3
+        except BaseException:  # Ctrl-C too: the question is not part of the text
             self._drop_probe(n_probe)
             raise
-        score_ms = (time.perf_counter() - start) * 1e3
         # Rows and what is known of them change together or not at all.
         event = self.native.finish(lambda: self._apply(plan, n_probe, score_ms, guide_ms))
         if self._on_evict is not None:
@@ -576,11 +578,18 @@ class Engine:
         self._drop_probe(n_probe)
         used = round(self.rows.mean)
         position = self.native.position
+        before = self.rows.snapshot()
         shift = self.rows.keep(plan)
-        if self.positions == "compact":
-            self.native.compact(plan.keep, shift, self.rows.used - 1)
-        else:
-            self.native.compact(plan.keep, None, position)
+        try:
+            if self.positions == "compact":
+                self.native.compact(plan.keep, shift, self.rows.used - 1)
+            else:
+                self.native.compact(plan.keep, None, position)
+        except (
+            RestKVError
+        ):  # nothing has moved: rows cannot go to another device, or memory is short
+            self.rows.restore(before)
+            raise
         compact_ms = (time.perf_counter() - start) * 1e3
 
         counters.events += 1

@@ -400,10 +400,13 @@ struct window_data {
 
     // appends what a head sees whose slots [0, absent) hold nothing
     void add_head(uint32_t absent, std::vector<float> & mask, std::vector<float> & fair) const {
+        size_t row = mask.size();
+        mask.resize(row + slots.size()*n_used, -INFINITY);
         for (const uint32_t slot : slots) {
-            for (uint32_t j = 0; j < n_used; ++j) {
-                mask.push_back(absent <= j && j <= slot ? 0.0f : -INFINITY);
+            if (slot >= absent) {
+                std::fill(mask.begin() + row + absent, mask.begin() + row + slot + 1, 0.0f);
             }
+            row += n_used;
             fair.push_back(slot + 1 > absent ? slot + 1 - absent : 1);
         }
     }

@@ -30,7 +30,7 @@ class Pyramid(Allocator):
     Notes
     -----
     The source has no pyramid over a text shorter than ``2 * base`` rows. Here
-    that is what the cache holds, in bounded prefill the budget and one chunk, and the
+    that is what the cache holds, in bounded prefill the budget and little more, and the
     rule would leave every larger budget uniform: the line only flattens.
 
     The source divides whole numbers and loses what is left over; kvpress

@@ -55,8 +55,8 @@ def measure(cell: Cell) -> dict[str, Any]:
     dict
         - ``ttft_s``: seconds from the first of ``depth`` tokens to the logits after the last, model loaded and
           warm; None at depth 0. ``pp_s``, ``tg_s``: seconds of the tokens after them; an eviction that falls
-          into them counts. Behind a text longer than the budget one falls into the first step of tg; a long
-          answer meets one in ``n_ubatch`` tokens. ``step_ms``: median of tg's single steps.
+          into them counts, and whether one does hangs on where the prompt left the cache: ``writing`` tells.
+          ``step_ms``: median of tg's single steps.
         - ``events``, ``score_ms``, ``compact_ms``, ``guide_ms``: the engine's counters after ``depth`` tokens.
         - ``reading``, ``writing``: seconds by :data:`~restkv_local.bench.profile.PARTS`, of TTFT and of tg.
         - ``rows``: rows attended to while writing, mean over steps, layers and KV heads. ``budget``,
@@ -146,4 +146,4 @@ def _go_back(
         # Nothing had been evicted: the prompt is short, or memory is large.
         engine.clear()
         engine.read(prompt, guide=guide)
-    # Else the cache has as many rows as ever, and how many tokens it saw before costs nothing.
+    # Else it goes on as an answer to a longer prompt would: how many tokens it saw before costs nothing.

@@ -106,7 +106,7 @@ class HeldCache:
             If the machine does not hold a larger one. Nothing has changed then.
         """
         engine = self.engine
-        n_needed = n_tokens + engine.config.n_predict + 1
+        n_needed = n_tokens + max(engine.config.n_predict + 1, engine.n_repeat)
         may_evict = engine.policy.evicts and engine.config.prefill == "bounded"
         if may_evict or n_needed <= self._llama.native.room:
             return True

@@ -298,12 +298,9 @@ class ChatSession:
         text, way = self._cache.text, BY_SNAPSHOT
         with self._cache.or_as_before() as before:
             moved = self._cache.move_to(renewed, self._cache.opened, before, text)
-            if (
-                not moved
-                and before is not None
-                and before.rows.positions.shape[-1] > renewed.budget
-            ):
-                # Too many rows for the new cache: the old one chooses those that go there.
+            has_less = not moved or renewed.budget < old.budget
+            if has_less and before is not None and before.rows.positions.shape[-1] > renewed.budget:
+                # The old cache chooses which rows go to the new one.
                 self._cache.move_to(old, self._cache.opened, before, text)
                 old.use(budget=renewed.budget)
                 old.evict()

@@ -286,7 +286,7 @@ class Completer:
         evicts = engine.policy.evicts
         if not evicts or engine.config.prefill == "full":
             # Read whole: the cache was made for another length.
-            n_needed = n_new if evicts else n_new + max(0, self._most(options))
+            n_needed = n_new + (engine.n_repeat if evicts else max(0, self._most(options)))
             if n_needed > self._native.room:
                 return None
         return held

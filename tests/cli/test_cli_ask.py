@@ -169,7 +169,8 @@ def test_ctrl_c_ends_the_reading(at_terminal, tmp_path, mode):
     child = at_terminal(long, "-q", "where?", "--mode", mode)
     child.expect(r"\d t/s")  # the bar
     child.sendintr()
-    child.expect("cancelled")
+    child.expect("cancelled: the documents were not read to their end")
+    assert "read for each" not in child.read()
     assert exit_code(child) == 130
 
 

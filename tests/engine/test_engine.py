@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from restkv_local.errors import CacheFullError, ConfigError, UnsupportedModelError
+from restkv_local.errors import (
+    CacheFullError,
+    ConfigError,
+    NativeError,
+    UnsupportedModelError,
+)
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES
 from tests import builders
@@ -50,10 +55,14 @@ def test_every_model_reads_and_generates_within_its_budget(open_llama, tokens, n
     check_invariants(engine)
     assert engine.rows.used == 64 if prefill == "full" else engine.rows.used <= engine.capacity - 12
     assert engine.counters.events == 1 if prefill == "full" else engine.counters.events > 3
+    events = engine.counters.events
     for token in tokens(250, seed=1):
         engine.step(token)
         check_invariants(engine)
-    assert engine.rows.used <= (64 + 64 if prefill == "full" else engine.capacity)
+        assert (
+            engine.rows.used <= 256 - 16
+        )  # what 64 + 64 + 16 rows are rounded up to, less the guide
+    assert engine.counters.events > events
     report = engine.kv_report()
     assert report["evicted"] == report["seen"] - report["kept"] > 0
     assert report["events"] == engine.counters.events
@@ -248,6 +257,27 @@ def test_rows_that_rounding_adds_are_filled_before_an_eviction(open_llama, token
     assert np.diff([0, *done]).tolist() == [256, 256, 224, 256, 180, 256, 180, 256, 136]
     assert [mark.events for mark in marks] == [0, 0, 0, 1, 1, 2, 2, 3, 3]
     assert llama.engine.counters.peak == 768 - 32 + 12
+
+
+@pytest.mark.parametrize("failing", ["score", "compact"])
+def test_an_eviction_that_fails_changes_nothing(open_llama, tokens, monkeypatch, failing):
+    """The question's rows go, those of the text stay, and reading goes on."""
+    engine = read(open_llama(MODELS["llama-gqa-2"]), tokens(200), guide=tokens(12, seed=4))
+    positions = engine.rows.positions.copy()
+
+    def fail(*_args, **_options):
+        raise NativeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.native, failing, fail)
+        with pytest.raises(NativeError, match="no memory"):
+            engine.read(tokens(64, seed=2), guide=tokens(12, seed=4))
+    assert engine.counters.events == 0
+    assert engine.native.used == 200
+    np.testing.assert_array_equal(engine.rows.positions, positions)
+    engine.read(tokens(64, seed=2), guide=tokens(12, seed=4))
+    check_invariants(engine)
+    assert engine.counters.events == 1
 
 
 def test_evictions_are_reported_one_by_one(open_llama, tokens):

@@ -125,7 +125,10 @@ def test_what_was_asked_for_anew_counts(open_chat, tmp_path):
     begin(open_chat(MODEL, **LONG)).save(tmp_path / "a")
     session = open_chat(MODEL, **LONG)
     way = session.load(tmp_path / "a", {"policy": "snapkv", "budget": "64", "temp": 0.0, "seed": 5})
-    assert way == "by snapshot; rules: from the next eviction on; budget: by snapshot"
+    assert (
+        way
+        == "by snapshot; rules: from the next eviction on; budget: by snapshot, evicted to 64 rows"
+    )
     config = session._engine.config
     assert (config.policy, config.budget, config.temp) == ("snapkv", "64", 0.0)
     assert (session._llama.sampler.seed, session.context().budget) == (5, 64)
@@ -158,6 +161,15 @@ def test_a_smaller_budget_evicts_what_has_no_place(open_chat):
     # The moments before had more rows than there is room for.
     assert "read again" in session.undo(5)
     say(session, "why?")
+
+
+def test_a_smaller_budget_evicts_what_would_have_a_place_too(open_chat):
+    """96 + 64 + 16 rows are rounded up to 256; the budget is 96 all the same."""
+    session = open_chat(MODEL, **LONG | {"budget": 600})
+    say(session, prose(30))
+    assert 96 < session.context().kept < 256 - 16
+    assert session.set_budget("96") == "by snapshot, evicted to 96 rows"
+    assert session.context().kept == 96
 
 
 def test_a_budget_that_cannot_be_changes_nothing(open_chat):

@@ -181,8 +181,10 @@ def test_without_a_question_one_is_asked_for_until_ctrl_d(at_terminal, log):
     child.expect(r"read once \(ingest\)")
     child.expect("ask; Ctrl-D leaves")
     for question in ("where?", "who?"):
+        child.expect(">>> ")  # what is typed earlier may be dropped
         child.send(f"{question}\r")
         child.expect("gen 8 tok")
+    child.expect(">>> ")
     child.sendeof()
     assert exit_code(child) == 0
 

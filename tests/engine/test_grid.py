@@ -48,7 +48,7 @@ def test_the_total_is_kept_to_the_row_and_what_is_protected_stays(
             assert (sinks == np.arange(4)).all()
 
     engine._on_evict = check
-    text = tokens(440)
+    text = tokens(460)
     read(llama, text, guide=text[-12:])
     for token in tokens(200, seed=1):
         engine.step(token)

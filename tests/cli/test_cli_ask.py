@@ -131,9 +131,10 @@ def test_standard_input_is_a_document(log, tiny):
 
 
 @pytest.fixture
-def at_terminal(tiny):
+def at_terminal(tiny, monkeypatch):
     """Run the command at a pseudo-terminal."""
     pexpect = pytest.importorskip("pexpect")
+    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")
     children = []
 
     def spawn(*args):

@@ -145,7 +145,21 @@ def read_with_bar(reader: DocumentReader) -> bool:
 def answer(reader: DocumentReader, question: str, *, silent: bool, titled: bool) -> bool:
     """Answer one question on stdout, with its passages on stderr; False when Ctrl-C stopped it."""
     if silent:
-        return run_answer(partial(reader.ask, question), lambda piece: None)
+        finished = run_answer(partial(reader.ask, question), lambda piece: None)
+    else:
+        finished = stream_answer(reader, question, titled=titled)
+    if reader.answer is None:
+        print_note(UNREAD if reader.reading is None else "cancelled: the question was not read")
+    elif not silent:
+        for passage in reader.answer.passages:
+            where = f"{passage.document}, {passage.place}"
+            print_note(f"  {passage.share:4.0%}  {where}: {passage.text}", style="dim")
+        print_stats(reader.answer.to_json())
+    return finished
+
+
+def stream_answer(reader: DocumentReader, question: str, *, titled: bool) -> bool:
+    """Write an answer as it comes, under its question where there are several."""
     writer = AnswerWriter()
     if titled:
         writer.write(f"{question.strip()}\n")
@@ -155,13 +169,6 @@ def answer(reader: DocumentReader, question: str, *, silent: bool, titled: bool)
         writer.end()
     if titled:
         writer.write("\n")
-    if reader.answer is not None:
-        for passage in reader.answer.passages:
-            where = f"{passage.document}, {passage.place}"
-            print_note(f"  {passage.share:4.0%}  {where}: {passage.text}", style="dim")
-        print_stats(reader.answer.to_json())
-    else:
-        print_note(UNREAD if reader.reading is None else "cancelled: the question was not read")
     return finished
 
 

@@ -585,9 +585,8 @@ class Engine:
                 self.native.compact(plan.keep, shift, self.rows.used - 1)
             else:
                 self.native.compact(plan.keep, None, position)
-        except (
-            RestKVError
-        ):  # nothing has moved: rows cannot go to another device, or memory is short
+        except RestKVError:
+            # No row has moved: none may go to another device, or memory is short.
             self.rows.restore(before)
             raise
         compact_ms = (time.perf_counter() - start) * 1e3

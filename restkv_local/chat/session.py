@@ -298,8 +298,8 @@ class ChatSession:
         text, way = self._cache.text, BY_SNAPSHOT
         with self._cache.or_as_before() as before:
             moved = self._cache.move_to(renewed, self._cache.opened, before, text)
-            has_less = not moved or renewed.budget < old.budget
-            if has_less and before is not None and before.rows.positions.shape[-1] > renewed.budget:
+            may_cut = old.policy.evicts and (not moved or renewed.budget < old.budget)
+            if may_cut and before is not None and before.rows.positions.shape[-1] > renewed.budget:
                 # The old cache chooses which rows go to the new one.
                 self._cache.move_to(old, self._cache.opened, before, text)
                 old.use(budget=renewed.budget)

@@ -163,11 +163,11 @@ def exit_code(child):
 
 @pytest.mark.native
 @pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
-@pytest.mark.parametrize("mode", ["per-question", "shared"])
-def test_ctrl_c_ends_the_reading(at_terminal, tmp_path, mode):
+@pytest.mark.parametrize("more", [[], ["--json"], ["--mode", "shared"]])
+def test_ctrl_c_ends_the_reading(at_terminal, tmp_path, more):
     long = tmp_path / "long.txt"
     long.write_text(prose(200_000))
-    child = at_terminal(long, "-q", "where?", "--mode", mode)
+    child = at_terminal(long, "-q", "where?", *more)
     child.expect(r"\d t/s")  # the bar
     child.sendintr()
     child.expect("cancelled: the documents were not read to their end")

@@ -172,6 +172,14 @@ def test_a_smaller_budget_evicts_what_would_have_a_place_too(open_chat):
     assert session.context().kept == 96
 
 
+def test_a_smaller_budget_takes_nothing_from_a_whole_cache(open_chat):
+    session = open_chat(MODEL, **LONG | {"budget": 600, "policy": "full"})
+    say(session, prose(60))
+    kept = session.context().kept
+    assert session.set_budget("96") == "by snapshot"
+    assert session.context().kept == kept > 96
+
+
 def test_a_budget_that_cannot_be_changes_nothing(open_chat):
     session = begin(open_chat(MODEL, **LONG | {"budget": 600}))
     for budget, message in [("many", "budget must be"), (3, "at least"), ("0", "at least")]:

@@ -30,6 +30,7 @@ from restkv_local.evaluation.log import Record, read_log
 from restkv_local.evaluation.plots import draw_records
 from restkv_local.evaluation.report import write_report
 from restkv_local.evaluation.summary import family_mean, split_sections
+from restkv_local.markdown import write_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -83,20 +84,16 @@ def long_needles() -> list[Row]:
 def ranking_choice() -> str:
     """Lines of the ranking that README shows."""
     rows = read("ranking")
-    lines = [
-        "| task | policy | allocation | "
-        + " | ".join(f"{share:.0%} kept" for share in ranking.SHARES)
-        + " |",
-        "|---|---|---|" + "---|" * len(ranking.SHARES),
-    ]
+    head = ["task", "policy", "allocation", *(f"{share:.0%} kept" for share in ranking.SHARES)]
+    lines = []
     for place in RANKED:
         lot = [row for row in rows if (row["task"], row["policy"], row["allocation"]) == place]
         cells = [
             ranking.cell_text([row for row in lot if row["share"] == share])
             for share in ranking.SHARES
         ]
-        lines.append("| " + " | ".join([*place, *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([*place, *cells])
+    return write_table(head, lines, n_left=len(head))
 
 
 def bench(name: str = "bench") -> BenchReport:
@@ -130,11 +127,8 @@ def ruler_choice() -> str:
     """Means of RULER's thirteen tasks: a line for each policy and budget, a column for each length."""
     sections = split_sections(scores("ruler"))
     cells = dict.fromkeys(cell for section in sections for cell in section.cells)
-    heads = " | ".join(f"{section.length:,} tokens" for section in sections)
-    lines = [
-        f"| policy | allocation | budget | {heads} |",
-        "|---|---|---|" + "---:|" * len(sections),
-    ]
+    heads = [f"{section.length:,} tokens" for section in sections]
+    lines = []
     for cell in cells:
         texts = [cell.policy, "-", "-"]
         if cell.evicts:
@@ -142,8 +136,8 @@ def ruler_choice() -> str:
         for section in sections:
             found = section.of(cell)
             texts.append(f"{family_mean(found).mean.value:.1f}" if found else "")
-        lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+        lines.append(texts)
+    return write_table(["policy", "allocation", "budget", *heads], lines, n_left=3)
 
 
 def kvpress() -> tuple[list[side_by_side.Row], list[side_by_side.Row]]:

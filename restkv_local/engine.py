@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -408,6 +409,7 @@ class Engine:
         *,
         guide: Sequence[int] = (),
         evict: bool = True,
+        to_budget: bool = True,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         """Read a prompt within the budget; logits of its last token are ready afterwards.
@@ -421,6 +423,8 @@ class Engine:
             the newest queries choose.
         evict : bool
             False: leave everything in place, for :meth:`plan` to look at.
+        to_budget : bool
+            End a prompt that did not fit with the budget's rows. False: the last chunks stay whole.
         on_progress : callable, optional
             Called after each chunk.
 
@@ -434,6 +438,7 @@ class Engine:
         start = time.perf_counter()
         evict = evict and self.policy.evicts
         self.guide = guide
+        n_events = self.counters.events
         done = 0
         while done < len(tokens):
             n = min(self.config.n_ubatch, len(tokens) - done)
@@ -444,9 +449,14 @@ class Engine:
             if on_progress is not None:
                 seconds = time.perf_counter() - start
                 on_progress(Progress(done, len(tokens), seconds, self.counters.events))
-        # Read whole, evicted once by its own newest queries: the papers' protocol, and their rule.
-        if evict and self.config.prefill == "full" and self.rows.mean > self.budget:
+        if not evict or self.rows.mean <= self.budget:
+            return
+        if self.config.prefill == "full":
+            # Evicted once by its own newest queries: the papers' protocol, and their rule.
             self.evict()
+        elif to_budget and self.counters.events > n_events:
+            # What was promised, and an answer is written the faster the fewer rows there are to look at.
+            self._evict_read(tokens)
 
     def _make_room(self, n: int) -> int:
         """Return how many of the next ``n`` tokens to read now; evict if too few fit.
@@ -501,19 +511,12 @@ class Engine:
         if not repetition.pending:
             return
         self._track()
-        logits = copy(self.native.find_logits())  # none right after a snapshot was restored
         while repetition.pending:
-            probe, n = repetition.probe()
-            self._decode(probe, probe=True)
-            try:
+            tokens, n = repetition.probe()
+            with self._probe(tokens):
                 figures = self.rows.figures("repeat")
                 assert figures is not None, "it is tracked"
                 track_native(self.native, "repeat", n, self.counters.seen, figures)
-            finally:
-                self._drop_probe(len(probe))
-                # An answer may begin right after: with the text's last token, not the probe's.
-                if logits is not None:
-                    self.native.logits()[:] = logits
             repetition.advance(n)
 
     def evict(self) -> None:
@@ -543,39 +546,62 @@ class Engine:
         self._track()  # before the probe's queries stand among the newest
         n_more = min(n_more, self.native.n_observed)
         start = time.perf_counter()
-        self._decode(self._guide, probe=True)
-        guide_ms = (time.perf_counter() - start) * 1e3
-        self._evict(n_guide + n_more, guided=True, n_probe=n_guide, guide_ms=guide_ms)
+        with self._probe(self._guide):
+            guide_ms = (time.perf_counter() - start) * 1e3
+            plan, score_ms = self._plan_timed(n_guide + n_more, guided=True, n_probe=n_guide)
+        self._carry_out(plan, score_ms, guide_ms)
 
-    def _drop_probe(self, n_probe: int) -> None:
+    def _evict_read(self, tokens: Sequence[int]) -> None:
+        """Evict after the last of a prompt's tokens."""
+        n_guide = len(self._guide)
+        # Where the question ends the prompt, its queries are there.
+        is_read = n_guide and list(tokens[-n_guide:]) == self._guide
+        if is_read and n_guide <= self.native.n_observed:
+            self._evict(n_guide, guided=True)
+        else:
+            self._evict_guided()
+
+    @contextmanager
+    def _probe(self, tokens: Sequence[int]) -> Iterator[None]:
+        """Have tokens in the cache that are not part of the text; afterwards the text's logits count again."""
+        # An answer may begin right after. There are none when a snapshot has just been restored.
+        logits = copy(self.native.find_logits())
+        self._decode(list(tokens), probe=True)
+        try:
+            yield
+        finally:  # Ctrl-C too
+            self.native.finish(lambda: self._drop_probe(len(tokens), logits))
+
+    def _drop_probe(self, n_probe: int, logits: F32 | None) -> None:
         self.native.remove_tail(n_probe)
         self.rows.drop_tail(n_probe)
+        if logits is not None:
+            self.native.logits()[:] = logits
 
-    def _evict(
-        self, n_window: int, *, guided: bool = False, n_probe: int = 0, guide_ms: float = 0.0
-    ) -> None:
-        """Score all rows by the newest ``n_window`` queries, drop the probe, keep the budget."""
-        try:
-            start = time.perf_counter()
-            self.repeat()
-            guide_ms += (time.perf_counter() - start) * 1e3
-            start = time.perf_counter()
-            plan = self.plan(n_window, guided=guided, n_probe=n_probe)
-            score_ms = (time.perf_counter() - start) * 1e3
-        except BaseException:  # Ctrl-C too: the question is not part of the text
-            self._drop_probe(n_probe)
-            raise
+    def _evict(self, n_window: int, *, guided: bool = False) -> None:
+        """Score all rows by the newest ``n_window`` queries, keep the budget."""
+        start = time.perf_counter()
+        self.repeat()
+        repeat_ms = (time.perf_counter() - start) * 1e3
+        plan, score_ms = self._plan_timed(n_window, guided=guided)
+        self._carry_out(plan, score_ms, repeat_ms)
+
+    def _plan_timed(
+        self, n_window: int, *, guided: bool, n_probe: int = 0
+    ) -> tuple[EvictionPlan, float]:
+        start = time.perf_counter()
+        plan = self.plan(n_window, guided=guided, n_probe=n_probe)
+        return plan, (time.perf_counter() - start) * 1e3
+
+    def _carry_out(self, plan: EvictionPlan, score_ms: float, guide_ms: float) -> None:
         # Rows and what is known of them change together or not at all.
-        event = self.native.finish(lambda: self._apply(plan, n_probe, score_ms, guide_ms))
+        event = self.native.finish(lambda: self._apply(plan, score_ms, guide_ms))
         if self._on_evict is not None:
             self._on_evict(event)
 
-    def _apply(
-        self, plan: EvictionPlan, n_probe: int, score_ms: float, guide_ms: float
-    ) -> EvictionEvent:
+    def _apply(self, plan: EvictionPlan, score_ms: float, guide_ms: float) -> EvictionEvent:
         counters = self.counters
         start = time.perf_counter()
-        self._drop_probe(n_probe)
         used = round(self.rows.mean)
         position = self.native.position
         before = self.rows.snapshot()

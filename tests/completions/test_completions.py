@@ -369,13 +369,17 @@ def test_a_long_prompt_is_answered_within_the_budget_and_said_so(open_llama, tok
 
 def test_the_end_of_a_prompt_guides_its_eviction(open_llama, tokens):
     def kept(prompt, **options):
-        llm = open_llama(TINY, **options)
+        """Rows that the first eviction leaves."""
+        found = []
+        llm = open_llama(
+            TINY, on_evict=lambda _: found.append(llm.engine.rows.positions.copy()), **options
+        )
         llm(prompt, max_tokens=1)
-        return llm.engine.rows.positions
+        return found[0]
 
     prompt, other = tokens(300), [*tokens(284), *tokens(16, seed=5)]
     assert not np.array_equal(kept(prompt), kept(prompt, guide="off"))
-    # Without a guide only the last chunk knows that the ends differ: it is read after the last eviction.
+    # Without a guide only the last chunk knows that the ends differ: it is read after this eviction.
     np.testing.assert_array_equal(kept(prompt, guide="off"), kept(other, guide="off"))
     assert not np.array_equal(kept(prompt), kept(other))
     np.testing.assert_array_equal(kept(prompt, guide="the code"), kept(other, guide="the code"))

@@ -53,7 +53,7 @@ def test_every_model_reads_and_generates_within_its_budget(open_llama, tokens, n
     text = tokens(700)
     engine = read(llama, text, guide=text[-12:])
     check_invariants(engine)
-    assert engine.rows.used == 64 if prefill == "full" else engine.rows.used <= engine.capacity - 12
+    assert engine.rows.used == 64
     assert engine.counters.events == 1 if prefill == "full" else engine.counters.events > 3
     events = engine.counters.events
     for token in tokens(250, seed=1):
@@ -74,7 +74,7 @@ def test_every_policy_bounds_the_cache_or_says_that_it_keeps_all(open_llama, tok
     llama = open_llama(MODELS["llama-gqa-2"], policy=policy)
     engine = read(llama, tokens(300))
     check_invariants(engine)
-    assert engine.rows.used == 300 if policy == "full" else engine.rows.used < 256
+    assert engine.rows.used == (300 if policy == "full" else 64)
     assert (engine.counters.events > 0) == (policy != "full")
 
 
@@ -109,8 +109,35 @@ def test_block_edges_keep_exactly_the_budget(open_llama, tokens, budget, n_promp
     check_invariants(engine)
     assert all(event.kept == budget for event in kept)
     assert bool(kept) == (n_prompt > engine.capacity)
+    # What fits is not cut; what did not fit ends with what was promised.
+    assert engine.rows.used == (budget if kept else n_prompt)
     llama = open_llama(MODELS["llama-gqa-2"], budget=budget, prefill="full")
     assert read(llama, tokens(n_prompt)).rows.used == min(budget, n_prompt)
+
+
+@pytest.mark.parametrize("ends", ["with the question", "otherwise"])
+def test_an_answer_begins_with_the_budgets_rows_and_the_texts_logits(
+    open_llama, tokens, monkeypatch, ends
+):
+    text, guide = tokens(500), tokens(12, seed=4)
+    if ends == "with the question":
+        text[-12:] = guide
+    llama = open_llama(MODELS["llama-gqa-2"])
+    engine = read(llama, text, guide=guide, to_budget=False)
+    n_before, expected = engine.counters.events, llama.native.logits().copy()
+    assert engine.rows.used > engine.budget
+    engine.clear()
+
+    n_decoded = []
+    decode = llama.native.decode
+    monkeypatch.setattr(llama.native, "decode", lambda t: (n_decoded.append(len(t)), decode(t)))
+    read(llama, text, guide=guide)
+    assert engine.counters.events == n_before + 1
+    assert engine.rows.used == engine.budget
+    np.testing.assert_array_equal(llama.native.logits(), expected)
+    # Where the question ends the text, it is not read once more.
+    n_probes = n_before if ends == "with the question" else n_before + 1
+    assert sum(n_decoded) == len(text) + n_probes * len(guide)
 
 
 @pytest.mark.parametrize("n_ubatch", [16, 17, 63, 64, 65])
@@ -277,7 +304,7 @@ def test_an_eviction_that_fails_changes_nothing(open_llama, tokens, monkeypatch,
     np.testing.assert_array_equal(engine.rows.positions, positions)
     engine.read(tokens(64, seed=2), guide=tokens(12, seed=4))
     check_invariants(engine)
-    assert engine.counters.events == 1
+    assert engine.counters.events == 2  # in the text and after it
 
 
 def test_evictions_are_reported_one_by_one(open_llama, tokens):

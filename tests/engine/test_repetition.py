@@ -40,9 +40,8 @@ def test_a_row_keeps_the_most_attention_of_any_repeated_token(open_llama, tokens
     while repetition.pending:
         probe, n = repetition.probe()
         assert probe[-n:] == text[repetition_start(repetition, text) :][:n]
-        engine._decode(probe, probe=True)
-        expected = np.maximum(expected, most_attention(engine, n)[:, :, :100])
-        engine._drop_probe(len(probe))
+        with engine._probe(probe):
+            expected = np.maximum(expected, most_attention(engine, n)[:, :, :100])
         repetition.advance(n)
     engine.repeat()
     np.testing.assert_allclose(engine.rows.figures("repeat"), expected, atol=2e-4)

@@ -91,6 +91,68 @@ RESTKV_CLONES static void logits_cpu(ggml_tensor * dst, int ith, int nth, void *
     }
 }
 
+// x = exp(x) for x <= 0, by a polynomial over [-ln 2/2, ln 2/2]; 0 below the normal numbers
+__attribute__((always_inline)) static inline void exponentiate(vec16 & x) {
+    typedef int32_t ivec16 __attribute__((vector_size(64)));
+
+    const vec16 n = (x*1.442695041f + 12582912.0f) - 12582912.0f; // x/ln 2, rounded: 1.5*2^23 leaves no bits for a fraction
+    const vec16 r = x - n*0.693359375f + n*2.12194440e-4f;        // ln 2 in two parts, the first exact times n
+    vec16 y = r*1.9875691500e-4f + 1.3981999507e-3f;
+    y = y*r + 8.3334519073e-3f;
+    y = y*r + 4.1665795894e-2f;
+    y = y*r + 1.6666665459e-1f;
+    y = y*r + 5.0000001201e-1f;
+    y = y*r*r + r + 1.0f;
+    const vec16 power = (vec16) ((__builtin_convertvector(n, ivec16) + 127) << 23); // 2^n
+    x = x > -87.0f ? y*power : vec16{};
+}
+
+// softmax(scale kq + mask) in place, a query at a time while it is in the first cache
+RESTKV_CLONES static void softmax_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const ggml_tensor * mask  = dst->src[1]; // [n_used, n_window, n_head or 1]
+    const ggml_tensor * sinks = dst->src[2]; // [n_head], or null
+    const float         scale = *(const float *) userdata;
+
+    const int64_t n_used   = dst->ne[0];
+    const int64_t n_window = dst->ne[1];
+    const int64_t n_tile   = (n_used + n_col - 1)/n_col;
+
+    std::vector<float> logits(n_tile*n_col, -INFINITY); // the last tile filled up with what has no share
+
+    for (int64_t i = n_window*dst->ne[2]*ith/nth; i < n_window*dst->ne[2]*(ith + 1)/nth; ++i) {
+        const int64_t h = i/n_window;
+        const float * m = (const float *) mask->data + ((mask->ne[2] > 1 ? h*n_window : 0) + i%n_window)*n_used;
+        float *     row = (float *) dst->data + i*n_used;
+
+        for (int64_t j = 0; j < n_used; ++j) {
+            logits[j] = row[j]*scale + m[j];
+        }
+        vec16 * tiles = (vec16 *) logits.data();
+        vec16   most  = tiles[0];
+        for (int64_t t = 1; t < n_tile; ++t) {
+            most = most < tiles[t] ? tiles[t] : most;
+        }
+        float max = sinks ? ((const float *) sinks->data)[h] : -INFINITY;
+        for (int64_t j = 0; j < n_col; ++j) {
+            max = std::max(max, most[j]);
+        }
+        vec16 sums = {};
+        for (int64_t t = 0; t < n_tile; ++t) {
+            tiles[t] -= max;
+            exponentiate(tiles[t]);
+            sums += tiles[t];
+        }
+        float sum = sinks ? std::exp(((const float *) sinks->data)[h] - max) : 0.0f;
+        for (int64_t j = 0; j < n_col; ++j) {
+            sum += sums[j];
+        }
+        for (int64_t j = 0; j < n_used; ++j) {
+            row[j] = logits[j]/sum;
+        }
+        std::fill(logits.begin() + n_used, logits.end(), -INFINITY);
+    }
+}
+
 // ||v F - z|| in one pass: the images v F, as large as the cache for each query head of a group, never reach memory.
 RESTKV_CLONES static void distance_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const ggml_tensor * v       = dst->src[0]; // [head_dim, n_used, n_head_kv]
@@ -217,6 +279,19 @@ ggml_tensor * logits(ggml_context * ctx, const llama_restkv_layer & layer, ggml_
     return kq;
 }
 
+// over dimension 0 of kq [n_used, n_window, n_head]; scale: at rest until the graph ends
+ggml_tensor * softmax(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * kq, ggml_tensor * mask, const float & scale) {
+#ifdef RESTKV_TILES_CPU
+    if (on_host(layer)) {
+        ggml_tensor * srcs[] = { mask, layer.sinks };
+        return ggml_custom_inplace(ctx, kq, srcs, layer.sinks ? 2 : 1, softmax_cpu, GGML_N_TASKS_MAX, const_cast<float *>(&scale));
+    }
+#endif
+    kq = ggml_soft_max_ext(ctx, kq, mask, scale, 0.0f);
+    ggml_soft_max_add_sinks(kq, layer.sinks);
+    return kq;
+}
+
 // softmax(QK') of the window: F32 [n_used, n_window, n_head]
 ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & pool, const layer_rows & rows, const window & win) {
     const auto & layer = *rows.layer;
@@ -227,14 +302,12 @@ ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & poo
 
     ggml_tensor * kq = logits(ctx, layer, gather(ctx, layer.pool_k, rows, win), q);
 
-    float scale = layer.scale;
-    if (pool.softcap != 0.0f) {
-        kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, scale/pool.softcap)), pool.softcap);
-        scale = 1.0f;
+    if (pool.softcap == 0.0f) {
+        return softmax(ctx, layer, kq, rows.mask, layer.scale);
     }
-    kq = ggml_soft_max_ext(ctx, kq, rows.mask, scale, 0.0f);
-    ggml_soft_max_add_sinks(kq, layer.sinks);
-    return kq;
+    static const float unscaled = 1.0f;
+    kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, layer.scale/pool.softcap)), pool.softcap);
+    return softmax(ctx, layer, kq, rows.mask, unscaled);
 }
 
 // maximum over dimension 1: [n_used, n_window, n_head] -> [n_used, 1, n_head]

@@ -131,6 +131,18 @@ def test_native_equals_numpy_on_a_real_models_tensors(open_native, type_kv):
     assert_same_observations(*observe_both(native, REQUESTS["ema-aggregate"], 32), tolerance=2e-2)
 
 
+@pytest.mark.parametrize("n", [15, 16, 17, 63])
+def test_a_querys_shares_sum_to_one_and_end_with_itself(open_native, tokens, n):
+    native = open_native(MODELS["gqa-3"])
+    native.decode(tokens(n))
+    attention, _, _ = native.score(flags=0, weights=np.eye(7, dtype=np.float32))
+    for layer in attention:
+        np.testing.assert_allclose(layer.sum(axis=-1), 1, rtol=2e-6)
+        later = np.arange(n) > np.arange(n - 7, n)[:, None]
+        assert (layer[np.broadcast_to(later[:, None], layer.shape)] == 0).all()
+        assert (layer[np.broadcast_to(~later[:, None], layer.shape)] > 0).all()
+
+
 def test_window_holds_only_queries_whose_rows_are_still_there(open_native, tokens):
     native = open_native(MODELS["gqa-2"], n_ring=16)
     native.decode(tokens(40))

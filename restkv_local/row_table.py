@@ -18,11 +18,43 @@ class RowSnapshot:
     """A copy of a table's contents."""
 
     positions: I32
+    turned_to: I32
     figures: dict[Tracked, F32]
 
 
+def spread_rows(positions: I32) -> I32:
+    """Choose the positions that keys are rotated to, so that none exceeds the fullest KV head's rows.
+
+    The newest row of every head stands at the end, neighbours in the text stay neighbours, and what a head has room
+    for beside its rows goes to the gaps between them, in proportion. So a token stands at about the same
+    distance for every head. Packed tight instead, heads with few rows see all of the text close by while others see it
+    far away: with 2,048 rows a head on average of 4,000 tokens 3 of 6 needles were found, spread 6 of 6.
+
+    Parameters
+    ----------
+    positions : ndarray of shape (n_layer, n_head_kv, used), int32
+        True positions, ascending; -1 before a head's oldest row.
+
+    Returns
+    -------
+    ndarray of the same shape, int32
+        The slot itself where all heads hold as many rows.
+    """
+    slots = np.arange(positions.shape[-1], dtype=np.int32)
+    present = positions >= 0
+    n_absent = np.count_nonzero(~present, axis=-1)
+    if not n_absent.any():
+        return np.broadcast_to(slots, positions.shape)
+    gaps = np.zeros(positions.shape, np.int32)  # tokens that are gone between a row and the next
+    gaps[..., :-1] = np.where(present[..., :-1], np.diff(positions) - 1, 0)
+    newer = np.cumsum(gaps[..., ::-1], axis=-1)[..., ::-1]  # and between a row and the newest
+    share = np.minimum(1.0, n_absent / np.maximum(newer[..., 0], 1))
+    back: I32 = np.rint(share[..., None] * newer).astype(np.int32)
+    return np.where(present, slots - back, slots)
+
+
 class RowTable:
-    """True position and tracked figures of every slot; moves as the rows move.
+    """True position, rotation and tracked figures of every slot; moves as the rows move.
 
     Parameters
     ----------
@@ -40,6 +72,7 @@ class RowTable:
         self.n_slots = n_slots
         self.n_absent: I32 = np.zeros(shape[:2], np.int32)  # slots before each head's oldest row
         self._positions: I32 = np.full(shape, -1, np.int32)
+        self._turned_to: I32 = np.zeros(shape, np.int32)
         self._figures: dict[Tracked, F32] = {
             kind: np.zeros(shape, np.float32) for kind in kinds if kind in _FIGURES
         }
@@ -48,6 +81,11 @@ class RowTable:
     def positions(self) -> I32:
         """True positions of the slots in use, (n_layer, n_head_kv, used), -1 without a row: a view."""
         return self._positions[:, :, : self.used]
+
+    @property
+    def turned_to(self) -> I32:
+        """Positions that compact keys of the slots in use are rotated to, of the same shape: a view."""
+        return self._turned_to[:, :, : self.used]
 
     @property
     def n_rows(self) -> I32:
@@ -69,6 +107,7 @@ class RowTable:
         positions = np.arange(first, first + n, dtype=np.int32)
         new = slice(self.used, self.used + n)
         self._positions[:, :, new] = positions
+        self._turned_to[:, :, new] = np.arange(self.used, self.used + n)
         for kind, figures in self._figures.items():
             figures[:, :, new] = positions if kind == "last_use" else 0
         self.used += n
@@ -88,28 +127,30 @@ class RowTable:
         Returns
         -------
         ndarray of shape (n,)
-            Change of slot of every row that stays, in the order of ``plan.keep``.
+            By how many positions compact keys turn: every row that stays, in the order of ``plan.keep``.
         """
         source, slot = plan.moves()
         target = (*source[:2], slot)
         self.used = int(slot.max()) + 1
         self.n_absent = self.used - plan.n_keep
-        positions = self._positions[source]
+        positions, turned_to = self._positions[source], self._turned_to[source]
         self.positions[:] = -1
         self._positions[target] = positions
+        self.turned_to[:] = spread_rows(self.positions)
         for figures in self._figures.values():
             figures[target] = figures[source]
-        return slot - source[2]
+        return self._turned_to[target].astype(np.int64) - turned_to
 
     def snapshot(self) -> RowSnapshot:
         """Copy the contents."""
         figures = {kind: array[:, :, : self.used].copy() for kind, array in self._figures.items()}
-        return RowSnapshot(self.positions.copy(), figures)
+        return RowSnapshot(self.positions.copy(), self.turned_to.copy(), figures)
 
     def restore(self, snapshot: RowSnapshot) -> None:
         """Take over the contents of a table of the same shape."""
         self.used = snapshot.positions.shape[-1]
         self.positions[:] = snapshot.positions
+        self.turned_to[:] = snapshot.turned_to
         self.n_absent = np.count_nonzero(snapshot.positions < 0, axis=-1).astype(np.int32)
         for kind, array in snapshot.figures.items():
             self._figures[kind][:, :, : self.used] = array

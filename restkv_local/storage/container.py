@@ -26,7 +26,7 @@ from restkv_local.model.gguf_header import show_path
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 FORMAT: Final = "restkv-local"
-VERSION: Final = 1  # raise it with any change that an older reader would misunderstand
+VERSION: Final = 2  # raise it with any change that an older reader would misunderstand
 
 _META, _DIGEST = "meta.json", "digest"
 _TYPES: Final = ("uint8", "int32", "float32", "float64")

@@ -20,11 +20,12 @@ _FIGURE: Final = "figure-"
 
 
 def pack_snapshot(snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Return a snapshot as JSON values and arrays: ``state``, ``positions`` and what is tracked."""
+    """Return a snapshot as JSON values and arrays: ``state``, ``positions``, ``turned-to`` and what is tracked."""
     rows, moments = snapshot.rows, snapshot.moments
     arrays: dict[str, npt.NDArray[Any]] = {
         "state": np.frombuffer(snapshot.state, np.uint8),
         "positions": rows.positions,
+        "turned-to": rows.turned_to,
         **{f"{_FIGURE}{kind}": array for kind, array in rows.figures.items()},
     }
     if moments.first is not None and moments.second is not None:
@@ -45,9 +46,13 @@ def unpack_snapshot(meta: Mapping[str, Any], arrays: Arrays) -> Snapshot:
         if name.startswith(_FIGURE)
     }
     repetition = meta["repetition"]
+    positions = arrays["positions"]
+    turned_to = arrays.get("turned-to")
+    if turned_to is None:  # in format 1 keys were turned to their slots
+        turned_to = np.broadcast_to(np.arange(positions.shape[-1], dtype=np.int32), positions.shape)
     return Snapshot(
         state=arrays["state"].tobytes(),
-        rows=RowSnapshot(arrays["positions"], figures),
+        rows=RowSnapshot(positions, turned_to, figures),
         counters=Counters(**meta["counters"]),
         moments=QueryMoments(
             meta["n_queries"], arrays.get("first-moment"), arrays.get("second-moment")

@@ -12,6 +12,7 @@ from restkv_local.errors import (
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES
 from tests import builders
+from tests.numpy_llama import NumpyLlama
 
 pytestmark = pytest.mark.native
 
@@ -138,6 +139,29 @@ def test_an_answer_begins_with_the_budgets_rows_and_the_texts_logits(
     # Where the question ends the text, it is not read once more.
     n_probes = n_before if ends == "with the question" else n_before + 1
     assert sum(n_decoded) == len(text) + n_probes * len(guide)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "pyramid", "global"])
+def test_compact_keys_are_turned_to_where_the_table_says(open_llama, tokens, allocation):
+    """The first layer's keys depend on token and position alone: they can be made anew."""
+    text = tokens(700)
+    llama = open_llama(MODELS["llama-gqa-2"], allocation=allocation, policy="snapkv")
+    engine = read(llama, text, guide=text[-12:])
+    assert engine.counters.events > 3
+    oracle = NumpyLlama(llama.shape.path)
+    weights = oracle.weights
+    unturned = []
+    for token in text:
+        x = oracle._norm(weights["token_embd.weight"][token], weights["blk.0.attn_norm.weight"])
+        unturned.append((weights["blk.0.attn_k.weight"] @ x).reshape(2, -1))
+    keys = np.stack(unturned, axis=1)
+    found, rows = llama.native.read(0, "k"), engine.rows
+    for head in range(2):
+        present = rows.positions[0, head] >= 0
+        wanted = keys[head, rows.positions[0, head][present]]
+        expected = oracle.turn(wanted, rows.turned_to[0, head][present])
+        error = np.linalg.norm(found[head][present] - expected) / np.linalg.norm(expected)
+        assert error < 2e-3  # f16, rounded once more at each eviction
 
 
 @pytest.mark.parametrize("n_ubatch", [16, 17, 63, 64, 65])

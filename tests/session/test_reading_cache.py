@@ -23,7 +23,8 @@ def reading(n_rows=100, seed=0):
     rng = np.random.default_rng(seed)
     moments = QueryMoments(7, rng.random((2, 9, 4)), rng.random((2, 9, 4, 4)))
     figures = {"sum": rng.random((2, 3, n_rows), np.float32)}
-    rows = RowSnapshot(rng.integers(0, 99, (2, 3, n_rows)).astype(np.int32), figures)
+    positions, turned_to = rng.integers(0, 99, (2, 2, 3, n_rows)).astype(np.int32)
+    rows = RowSnapshot(positions, turned_to, figures)
     counters = Counters(seen=200, events=3, score_ms=0.1)
     repetition = Repetition((1, 2), 64, [3, 4], [5])
     snapshot = Snapshot(rng.bytes(n_rows * 100), rows, counters, moments, repetition)
@@ -40,6 +41,7 @@ def test_a_reading_comes_back_whole(tmp_path):
     assert back.snapshot.counters == one.snapshot.counters
     assert back.snapshot.repetition == one.snapshot.repetition
     np.testing.assert_array_equal(back.snapshot.rows.positions, one.snapshot.rows.positions)
+    np.testing.assert_array_equal(back.snapshot.rows.turned_to, one.snapshot.rows.turned_to)
     np.testing.assert_array_equal(
         back.snapshot.rows.figures["sum"], one.snapshot.rows.figures["sum"]
     )

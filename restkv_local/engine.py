@@ -424,7 +424,7 @@ class Engine:
         evict : bool
             False: leave everything in place, for :meth:`plan` to look at.
         to_budget : bool
-            End a prompt that did not fit with the budget's rows. False: the last chunks stay whole.
+            End a prompt that took several evictions with the budget's rows. False: the last chunks stay whole.
         on_progress : callable, optional
             Called after each chunk.
 
@@ -454,8 +454,9 @@ class Engine:
         if self.config.prefill == "full":
             # Evicted once by its own newest queries: the papers' protocol, and their rule.
             self.evict()
-        elif to_budget and self.counters.events > n_events:
-            # What was promised, and an answer is written the faster the fewer rows there are to look at.
+        elif to_budget and self.counters.events > n_events + 1:
+            # What was promised, and an answer is written the faster the fewer rows there are to look at. After a
+            # single eviction, as turns of a conversation take, one more would cost too much of what was asked before.
             self._evict_read(tokens)
 
     def _make_room(self, n: int) -> int:

@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="GGUF file")
     parser.add_argument("folder", type=Path, help="where the prompts are and the log is kept")
     parser.add_argument("--share", type=float, action="append", help="rows kept; repeatable")
+    parser.add_argument("--question", choices=PRESSES, action="append", help="repeatable")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -77,7 +78,8 @@ def main() -> None:
     for line in (options.folder / "prompts.jsonl").read_text().splitlines():
         prompt = json.loads(line)
         text, question = prompt["text"] + "\n\n", prompt["question"]
-        for known, presses in PRESSES.items():
+        for known in options.question or PRESSES:
+            presses = PRESSES[known]
             inputs = (text + question, "") if known == "read" else (text, question)
 
             def answer(press: BasePress | None, inputs: tuple[str, str] = inputs) -> str:

@@ -181,6 +181,7 @@ class _Reader:
             self._tables.append(not _holds(element, *_TALL))
             self._rows_written = False
         elif tag == "tr" and self._reads_rows():
+            self._end_row()  # of cells outside any row
             self._cells = []
         elif tag in ("td", "th") and self._reads_rows():
             if self._cells is None:  # a cell outside any row

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from document_files import HTML, assert_places, refusal
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from restkv_local.documents import parse_document
@@ -150,6 +150,7 @@ NODES = st.recursive(
 
 @settings(max_examples=300, deadline=5000)
 @given(st.lists(NODES, min_size=1, max_size=6))
+@example([("table", [("td", [None]), ("tr", [])])])
 def test_no_seen_word_is_lost_moved_or_doubled(nodes):
     """Held against a plain walk over the tree that the parser made of the page."""
     from lxml import etree

@@ -147,6 +147,12 @@ def kvpress() -> tuple[list[side_by_side.Row], list[side_by_side.Row]]:
     return found, timed
 
 
+def kvpress_long() -> str:
+    """One long prompt through both: what was found, and what it took."""
+    rows = side_by_side.read_rows(RESULTS / "side-by-side-8000")
+    return side_by_side.table(rows, rows, "read")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "needle": needles,
     "talk": lambda: talk.table(read("talk")),
@@ -162,6 +168,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranking-variants": lambda: ranking.tables(read("ranking-variants")),
     "ranking-heldout": lambda: ranking.tables(read("ranking-heldout")),
     "kvpress-read": lambda: side_by_side.table(*kvpress(), "read"),
+    "kvpress-long": kvpress_long,
     "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {

@@ -178,7 +178,7 @@ def rewritten(path, out, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "has format 2, this version reads up to 1: update restkv-local"),
+        ({"version": 3}, "has format 3, this version reads up to 2: update restkv-local"),
         ({"version": "x"}, "has format x"),
         ({"format": "else"}, "names no restkv-local"),
         ({"kind": "reading"}, "holds a reading, a session was asked for"),

@@ -13,6 +13,7 @@ from restkv_local.observe import QueryMoments
 from restkv_local.repetition import Repetition
 from restkv_local.row_table import RowSnapshot
 from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
+from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
 from tests.session.conversation import MODEL, assert_same_cache, cache, prose, say, talk
 
 OPTIONS = {"budget": 96, "n_predict": 16, "seed": 3, "temp": 0.8, "n_ubatch": 256}
@@ -47,6 +48,13 @@ def test_a_reading_comes_back_whole(tmp_path):
     )
     np.testing.assert_array_equal(back.snapshot.moments.second, one.snapshot.moments.second)
     assert back.snapshot.moments.n == 7
+
+
+def test_in_format_1_keys_were_turned_to_their_slots():
+    meta, arrays = pack_snapshot(reading(n_rows=5).snapshot)
+    del arrays["turned-to"]
+    rows = unpack_snapshot(meta, arrays).rows
+    np.testing.assert_array_equal(rows.turned_to, np.broadcast_to(np.arange(5), (2, 3, 5)))
 
 
 def test_the_least_recently_used_go_first(tmp_path):

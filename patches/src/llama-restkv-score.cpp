@@ -110,7 +110,6 @@ __attribute__((always_inline)) static inline void exponentiate(vec16 & x) {
 // softmax(scale kq + mask) in place, a query at a time while it is in the first cache
 RESTKV_CLONES static void softmax_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const ggml_tensor * mask  = dst->src[1]; // [n_used, n_window, n_head or 1]
-    const ggml_tensor * sinks = dst->src[2]; // [n_head], or null
     const float         scale = *(const float *) userdata;
 
     const int64_t n_used   = dst->ne[0];
@@ -120,8 +119,7 @@ RESTKV_CLONES static void softmax_cpu(ggml_tensor * dst, int ith, int nth, void 
     std::vector<float> logits(n_tile*n_col, -INFINITY); // the last tile filled up with what has no share
 
     for (int64_t i = n_window*dst->ne[2]*ith/nth; i < n_window*dst->ne[2]*(ith + 1)/nth; ++i) {
-        const int64_t h = i/n_window;
-        const float * m = (const float *) mask->data + ((mask->ne[2] > 1 ? h*n_window : 0) + i%n_window)*n_used;
+        const float * m = (const float *) mask->data + (mask->ne[2] > 1 ? i : i%n_window)*n_used;
         float *     row = (float *) dst->data + i*n_used;
 
         for (int64_t j = 0; j < n_used; ++j) {
@@ -132,8 +130,8 @@ RESTKV_CLONES static void softmax_cpu(ggml_tensor * dst, int ith, int nth, void 
         for (int64_t t = 1; t < n_tile; ++t) {
             most = most < tiles[t] ? tiles[t] : most;
         }
-        float max = sinks ? ((const float *) sinks->data)[h] : -INFINITY;
-        for (int64_t j = 0; j < n_col; ++j) {
+        float max = most[0];
+        for (int64_t j = 1; j < n_col; ++j) {
             max = std::max(max, most[j]);
         }
         vec16 sums = {};
@@ -142,7 +140,7 @@ RESTKV_CLONES static void softmax_cpu(ggml_tensor * dst, int ith, int nth, void 
             exponentiate(tiles[t]);
             sums += tiles[t];
         }
-        float sum = sinks ? std::exp(((const float *) sinks->data)[h] - max) : 0.0f;
+        float sum = 0.0f;
         for (int64_t j = 0; j < n_col; ++j) {
             sum += sums[j];
         }
@@ -282,9 +280,8 @@ ggml_tensor * logits(ggml_context * ctx, const llama_restkv_layer & layer, ggml_
 // over dimension 0 of kq [n_used, n_window, n_head]; scale: at rest until the graph ends
 ggml_tensor * softmax(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * kq, ggml_tensor * mask, const float & scale) {
 #ifdef RESTKV_TILES_CPU
-    if (on_host(layer)) {
-        ggml_tensor * srcs[] = { mask, layer.sinks };
-        return ggml_custom_inplace(ctx, kq, srcs, layer.sinks ? 2 : 1, softmax_cpu, GGML_N_TASKS_MAX, const_cast<float *>(&scale));
+    if (on_host(layer) && !layer.sinks) {
+        return ggml_custom_inplace(ctx, kq, &mask, 1, softmax_cpu, GGML_N_TASKS_MAX, const_cast<float *>(&scale));
     }
 #endif
     kq = ggml_soft_max_ext(ctx, kq, mask, scale, 0.0f);

@@ -169,6 +169,8 @@ def test_compact_keys_are_turned_to_where_the_table_says(open_llama, tokens, all
         expected = oracle.turn(wanted, rows.turned_to[0, head][present])
         error = np.linalg.norm(found[head][present] - expected) / np.linalg.norm(expected)
         assert error < 2e-3  # f16, rounded once more at each eviction
+    spread = (rows.turned_to != np.arange(rows.used)) & (rows.positions >= 0)
+    assert spread.any() == (allocation != "uniform")
 
 
 @pytest.mark.parametrize("n_ubatch", [16, 17, 63, 64, 65])

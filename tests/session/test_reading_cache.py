@@ -50,6 +50,18 @@ def test_a_reading_comes_back_whole(tmp_path):
     assert back.snapshot.moments.n == 7
 
 
+def test_what_older_rules_read_is_read_again(monkeypatch):
+    def key():
+        return reading_key(
+            fingerprint="f", library="l", config=Config(), tracks=(), opened=(), tokens=(), guide=()
+        )
+
+    now = key()
+    assert key() == now
+    monkeypatch.setattr("restkv_local.storage.reading_cache.RULES", 1)
+    assert key() != now
+
+
 def test_in_format_1_keys_were_turned_to_their_slots():
     meta, arrays = pack_snapshot(reading(n_rows=5).snapshot)
     del arrays["turned-to"]

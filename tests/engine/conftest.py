@@ -13,7 +13,8 @@ def open_llama(tmp_path, n_gpu_layers):
         path = model if hasattr(model, "exists") else model.write(tmp_path / f"m{len(opened)}.gguf")
         small = {
             "budget": 64, "n_recent": 8, "n_obs": 8, "n_guide": 16, "n_ubatch": 64,
-            "kernel": 5, "temp": 0.0, "n_predict": 16, "n_threads": 1, "n_gpu_layers": n_gpu_layers,
+            "kernel": 5, "temp": 0.0, "n_predict": 16, "seed": 1, "n_threads": 1,
+            "n_gpu_layers": n_gpu_layers,
         }  # fmt: skip
         llama = Llama(path, **(small | options))
         opened.append(llama)

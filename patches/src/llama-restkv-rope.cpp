@@ -1,5 +1,6 @@
 #include "llama-restkv-rope.h"
 #include "llama-restkv-run.h"
+#include "llama-restkv-vectors.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
@@ -7,37 +8,44 @@
 #include <algorithm>
 #include <cmath>
 
+namespace {
+
 // x = a + ib of each pair times cos + i sin, which the table has in the same places
-RESTKV_CLONES static void turn_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const ggml_tensor * x     = dst->src[0]; // [head_dim, n]
-    const ggml_tensor * shift = dst->src[1]; // [n], none above 0
-    const ggml_tensor * table = dst->src[2]; // [head_dim, n_turn]
+struct turn {
+    template <int64_t n_lane>
+    static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
+        const ggml_tensor * x     = dst->src[0]; // [head_dim, n]
+        const ggml_tensor * shift = dst->src[1]; // [n], none above 0
+        const ggml_tensor * table = dst->src[2]; // [head_dim, n_turn]
 
-    const int32_t * rope = static_cast<const int32_t *>(userdata);
-    const int64_t head_dim = x->ne[0];
-    const int64_t n_pair   = rope[0]/2;
-    const bool    is_neox  = rope[1] == GGML_ROPE_TYPE_NEOX;
+        const int32_t * rope = static_cast<const int32_t *>(userdata);
+        const int64_t head_dim = x->ne[0];
+        const int64_t n_pair   = rope[0]/2;
+        const bool    is_neox  = rope[1] == GGML_ROPE_TYPE_NEOX;
 
-    for (int64_t j = x->ne[1]*ith/nth; j < x->ne[1]*(ith + 1)/nth; ++j) {
-        const float * from = (const float *) x->data + j*head_dim;
-        const float * by   = (const float *) table->data - ((const int32_t *) shift->data)[j]*head_dim;
-        float *       to   = (float *) dst->data + j*head_dim;
-        if (is_neox) {
-            for (int64_t i = 0; i < n_pair; ++i) {
-                const float cos = by[i], sin = by[i + n_pair], a = from[i], b = from[i + n_pair];
-                to[i]          = a*cos - b*sin;
-                to[i + n_pair] = a*sin + b*cos;
+        for (int64_t j = x->ne[1]*ith/nth; j < x->ne[1]*(ith + 1)/nth; ++j) {
+            const float * from = (const float *) x->data + j*head_dim;
+            const float * by   = (const float *) table->data - ((const int32_t *) shift->data)[j]*head_dim;
+            float *       to   = (float *) dst->data + j*head_dim;
+            if (is_neox) {
+                for (int64_t i = 0; i < n_pair; ++i) {
+                    const float cos = by[i], sin = by[i + n_pair], a = from[i], b = from[i + n_pair];
+                    to[i]          = a*cos - b*sin;
+                    to[i + n_pair] = a*sin + b*cos;
+                }
+            } else {
+                for (int64_t i = 0; i < 2*n_pair; i += 2) {
+                    const float cos = by[i], sin = by[i + 1], a = from[i], b = from[i + 1];
+                    to[i]     = a*cos - b*sin;
+                    to[i + 1] = a*sin + b*cos;
+                }
             }
-        } else {
-            for (int64_t i = 0; i < 2*n_pair; i += 2) {
-                const float cos = by[i], sin = by[i + 1], a = from[i], b = from[i + 1];
-                to[i]     = a*cos - b*sin;
-                to[i + 1] = a*sin + b*cos;
-            }
+            std::copy(from + 2*n_pair, from + head_dim, to + 2*n_pair);
         }
-        std::copy(from + 2*n_pair, from + head_dim, to + 2*n_pair);
     }
-}
+};
+
+} // namespace
 
 ggml_tensor * llama_restkv_rotate(const llama_context * lctx, ggml_context * ctx, ggml_tensor * x, ggml_tensor * shift, int32_t il) {
     const auto & model   = lctx->get_model();
@@ -81,7 +89,7 @@ ggml_tensor * llama_restkv_turner::rotate(ggml_tensor * x, const int32_t * shift
     }
     const auto & table = table_of(il, x->ne[0]);
     ggml_tensor * srcs[] = { x, by, table.turned };
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, x->ne[0], x->ne[1], 1, 1, srcs, 3, turn_cpu, GGML_N_TASKS_MAX, const_cast<int32_t *>(table.rope));
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, x->ne[0], x->ne[1], 1, 1, srcs, 3, restkv_widest<turn>(), GGML_N_TASKS_MAX, const_cast<int32_t *>(table.rope));
 }
 
 const llama_restkv_turner::table & llama_restkv_turner::table_of(int32_t il, int64_t head_dim) {

@@ -11,17 +11,6 @@
 #include <stdexcept>
 #include <vector>
 
-// Operations of our own on a CPU are compiled for the vectors of several CPUs; the loader picks the widest this one has.
-// That needs glibc: musl's loader does not resolve functions.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
-#if __has_attribute(target_clones)
-#define RESTKV_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#endif
-#ifndef RESTKV_CLONES
-#define RESTKV_CLONES
-#endif
-
 struct llama_restkv_error : std::runtime_error {
     llama_restkv_error(llama_restkv_status status, const std::string & what) : std::runtime_error(what), status(status) {}
     llama_restkv_status status;

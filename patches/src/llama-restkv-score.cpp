@@ -2,222 +2,12 @@
 
 #include "llama-restkv-score.h"
 #include "llama-restkv-run.h"
+#include "llama-restkv-score-cpu.h"
 
 #include <algorithm>
 #include <cmath>
 #include <functional>
 #include <list>
-
-RESTKV_CLONES static void maximum_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const ggml_tensor * attn = dst->src[0]; // [n_used, n_window, n_head]
-    GGML_UNUSED(userdata);
-
-    const int64_t n_used = attn->ne[0];
-    for (int64_t h = ith; h < attn->ne[2]; h += nth) {
-        const float * a = (const float *) attn->data + h*attn->ne[1]*n_used;
-        float * out = (float *) dst->data + h*n_used;
-        std::copy(a, a + n_used, out);
-        for (int64_t w = 1; w < attn->ne[1]; ++w) {
-            for (int64_t j = 0; j < n_used; ++j) {
-                out[j] = out[j] < a[w*n_used + j] ? a[w*n_used + j] : out[j];
-            }
-        }
-    }
-}
-
-#ifdef __GNUC__
-#define RESTKV_TILES_CPU
-
-// Products of short rows: ggml's kernels sum along a row, and with so few values they mostly add up what is left in their
-// registers. Here sixteen columns stand side by side, six rows at a time, and the sums never leave the registers.
-constexpr int64_t n_row = 6;
-constexpr int64_t n_col = 16;
-
-typedef float vec16 __attribute__((vector_size(64), aligned(4)));
-
-// the same rows[r][i] with columns[i], i from begin to end; inlined: the vectors are those of the caller's clone
-__attribute__((always_inline)) static inline void multiply_tile(const float * const * rows, const float * columns, int64_t begin, int64_t end, vec16 * sum) {
-    for (int64_t r = 0; r < n_row; ++r) {
-        sum[r] = vec16{};
-    }
-    for (int64_t i = begin; i < end; ++i) {
-        for (int64_t r = 0; r < n_row; ++r) {
-            sum[r] += rows[r][i]*((const vec16 *) columns)[i];
-        }
-    }
-}
-
-// KQ of the window
-RESTKV_CLONES static void logits_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const ggml_tensor * k = dst->src[0]; // [head_dim, n_used, n_head_kv]
-    const ggml_tensor * q = dst->src[1]; // [head_dim, n_window, n_head]
-    GGML_UNUSED(userdata);
-
-    const int64_t head_dim = k->ne[0];
-    const int64_t n_used   = k->ne[1];
-    const int64_t n_tile   = (n_used + n_col - 1)/n_col;
-    const int64_t n_query  = q->ne[1]*q->ne[2]/k->ne[2]; // of the heads that share a KV head
-
-    std::vector<float> columns(head_dim*n_col); // sixteen keys side by side
-
-    for (int64_t task = n_tile*k->ne[2]*ith/nth; task < n_tile*k->ne[2]*(ith + 1)/nth; ++task) {
-        const int64_t h     = task/n_tile;
-        const int64_t first = task%n_tile*n_col;
-        const int64_t n     = std::min(n_col, n_used - first);
-        for (int64_t j = 0; j < n; ++j) {
-            const float * key = (const float *) k->data + (h*n_used + first + j)*head_dim;
-            for (int64_t i = 0; i < head_dim; ++i) {
-                columns[i*n_col + j] = key[i];
-            }
-        }
-        for (int64_t w = 0; w < n_query; w += n_row) {
-            const float * rows[n_row];
-            for (int64_t r = 0; r < n_row; ++r) {
-                rows[r] = (const float *) q->data + (h*n_query + std::min(w + r, n_query - 1))*head_dim;
-            }
-            vec16 sum[n_row];
-            multiply_tile(rows, columns.data(), 0, head_dim, sum);
-            for (int64_t r = 0; r < n_row && w + r < n_query; ++r) {
-                float * out = (float *) dst->data + (h*n_query + w + r)*n_used + first;
-                if (n == n_col) {
-                    *(vec16 *) out = sum[r];
-                } else {
-                    for (int64_t j = 0; j < n; ++j) {
-                        out[j] = sum[r][j];
-                    }
-                }
-            }
-        }
-    }
-}
-
-// x = exp(x) for x <= 0, by a polynomial over [-ln 2/2, ln 2/2]; 0 below the normal numbers
-__attribute__((always_inline)) static inline void exponentiate(vec16 & x) {
-    typedef int32_t ivec16 __attribute__((vector_size(64)));
-
-    const vec16 n = (x*1.442695041f + 12582912.0f) - 12582912.0f; // x/ln 2, rounded: 1.5*2^23 leaves no bits for a fraction
-    const vec16 r = x - n*0.693359375f + n*2.12194440e-4f;        // ln 2 in two parts, the first exact times n
-    vec16 y = r*1.9875691500e-4f + 1.3981999507e-3f;
-    y = y*r + 8.3334519073e-3f;
-    y = y*r + 4.1665795894e-2f;
-    y = y*r + 1.6666665459e-1f;
-    y = y*r + 5.0000001201e-1f;
-    y = y*r*r + r + 1.0f;
-    const vec16 power = (vec16) ((__builtin_convertvector(n, ivec16) + 127) << 23); // 2^n
-    x = x > -87.0f ? y*power : vec16{};
-}
-
-// softmax(scale kq + mask) in place, a query at a time while it is in the first cache
-RESTKV_CLONES static void softmax_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const ggml_tensor * mask  = dst->src[1]; // [n_used, n_window, n_head or 1]
-    const float         scale = *(const float *) userdata;
-
-    const int64_t n_used   = dst->ne[0];
-    const int64_t n_window = dst->ne[1];
-    const int64_t n_tile   = (n_used + n_col - 1)/n_col;
-
-    std::vector<float> logits(n_tile*n_col, -INFINITY); // the last tile filled up with what has no share
-
-    for (int64_t i = n_window*dst->ne[2]*ith/nth; i < n_window*dst->ne[2]*(ith + 1)/nth; ++i) {
-        const float * m = (const float *) mask->data + (mask->ne[2] > 1 ? i : i%n_window)*n_used;
-        float *     row = (float *) dst->data + i*n_used;
-
-        for (int64_t j = 0; j < n_used; ++j) {
-            logits[j] = row[j]*scale + m[j];
-        }
-        vec16 * tiles = (vec16 *) logits.data();
-        vec16   most  = tiles[0];
-        for (int64_t t = 1; t < n_tile; ++t) {
-            most = most < tiles[t] ? tiles[t] : most;
-        }
-        float max = most[0];
-        for (int64_t j = 1; j < n_col; ++j) {
-            max = std::max(max, most[j]);
-        }
-        vec16 sums = {};
-        for (int64_t t = 0; t < n_tile; ++t) {
-            tiles[t] -= max;
-            exponentiate(tiles[t]);
-            sums += tiles[t];
-        }
-        float sum = 0.0f;
-        for (int64_t j = 0; j < n_col; ++j) {
-            sum += sums[j];
-        }
-        for (int64_t j = 0; j < n_used; ++j) {
-            row[j] = logits[j]/sum;
-        }
-        std::fill(logits.begin() + n_used, logits.end(), -INFINITY);
-    }
-}
-
-// ||v F - z|| in one pass: the images v F, as large as the cache for each query head of a group, never reach memory.
-RESTKV_CLONES static void distance_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const ggml_tensor * v       = dst->src[0]; // [head_dim, n_used, n_head_kv]
-    const ggml_tensor * factors = dst->src[1]; // [head_dim, head_dim*n_gqa, n_head_kv]
-    const ggml_tensor * z       = dst->src[2]; // [head_dim, n_z, n_head], or null: 0
-    GGML_UNUSED(userdata);
-
-    const int64_t head_dim = v->ne[0];
-    const int64_t n_used   = v->ne[1];
-    const int64_t n_z      = dst->ne[1];
-    const int64_t n_head   = dst->ne[2];
-    const int64_t n_gqa    = n_head/v->ne[2];
-    const int64_t n_tile   = (head_dim + n_col - 1)/n_col;
-    const int64_t n_block  = (n_used + n_row - 1)/n_row;
-
-    std::vector<float> columns(n_tile*head_dim*n_col); // columns of F side by side, the last tile filled up with 0
-    std::vector<int64_t> begin(n_tile);                // rows of F above are 0 in all columns of a tile: F is often triangular
-    std::vector<float> target(n_tile*n_col);
-    std::vector<float> image(n_row*n_tile*n_col);
-
-    for (int64_t h = 0; h < n_head; ++h) {
-        const float * f = (const float *) factors->data + h*head_dim*head_dim;
-        std::fill(begin.begin(), begin.end(), head_dim);
-        for (int64_t o = 0; o < head_dim; ++o) {
-            int64_t top = head_dim;
-            for (int64_t i = head_dim - 1; i >= 0; --i) {
-                columns[(o/n_col*head_dim + i)*n_col + o%n_col] = f[o*head_dim + i];
-                top = f[o*head_dim + i] != 0.0f ? i : top;
-            }
-            begin[o/n_col] = std::min(begin[o/n_col], top);
-        }
-        for (int64_t block = n_block*ith/nth; block < n_block*(ith + 1)/nth; ++block) {
-            const int64_t first = block*n_row;
-            const float * rows[n_row];
-            for (int64_t r = 0; r < n_row; ++r) {
-                rows[r] = (const float *) v->data + (h/n_gqa*n_used + std::min(first + r, n_used - 1))*head_dim;
-            }
-            for (int64_t t = 0; t < n_tile; ++t) {
-                vec16 sum[n_row];
-                multiply_tile(rows, columns.data() + t*head_dim*n_col, begin[t], head_dim, sum);
-                for (int64_t r = 0; r < n_row; ++r) {
-                    *(vec16 *) (image.data() + (r*n_tile + t)*n_col) = sum[r];
-                }
-            }
-            for (int64_t w = 0; w < n_z; ++w) {
-                if (z) {
-                    const float * from = (const float *) z->data + (h*n_z + w)*head_dim;
-                    std::copy(from, from + head_dim, target.begin());
-                }
-                for (int64_t r = 0; r < n_row && first + r < n_used; ++r) {
-                    vec16 sum = {};
-                    for (int64_t t = 0; t < n_tile; ++t) {
-                        const vec16 diff = *(const vec16 *) (image.data() + (r*n_tile + t)*n_col) - *(const vec16 *) (target.data() + t*n_col);
-                        sum += diff*diff;
-                    }
-                    for (int64_t half = n_col/2; half > 0; half /= 2) {
-                        for (int64_t i = 0; i < half; ++i) {
-                            sum[i] += sum[i + half];
-                        }
-                    }
-                    ((float *) dst->data)[(h*n_z + w)*n_used + first + r] = std::sqrt(sum[0]);
-                }
-            }
-        }
-    }
-}
-#endif
 
 namespace {
 
@@ -266,12 +56,10 @@ ggml_tensor * contract(ggml_context * ctx, const llama_restkv_layer & layer, ggm
 
 // k [head_dim, n_used, n_head_kv], q [head_dim, n_window, n_head] -> [n_used, n_window, n_head]
 ggml_tensor * logits(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * k, ggml_tensor * q) {
-#ifdef RESTKV_TILES_CPU
-    if (on_host(layer)) {
+    if (const auto op = llama_restkv_score_on_cpu().logits; op && on_host(layer)) {
         ggml_tensor * srcs[] = { k, q };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, k->ne[1], q->ne[1], q->ne[2], 1, srcs, 2, logits_cpu, GGML_N_TASKS_MAX, nullptr);
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, k->ne[1], q->ne[1], q->ne[2], 1, srcs, 2, op, GGML_N_TASKS_MAX, nullptr);
     }
-#endif
     ggml_tensor * kq = ggml_mul_mat(ctx, k, q);
     ggml_prec_set_acc(kq, GGML_PREC_F32);
     return kq;
@@ -279,11 +67,9 @@ ggml_tensor * logits(ggml_context * ctx, const llama_restkv_layer & layer, ggml_
 
 // over dimension 0 of kq [n_used, n_window, n_head]; scale: at rest until the graph ends
 ggml_tensor * softmax(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * kq, ggml_tensor * mask, const float & scale) {
-#ifdef RESTKV_TILES_CPU
-    if (on_host(layer) && !layer.sinks) {
-        return ggml_custom_inplace(ctx, kq, &mask, 1, softmax_cpu, GGML_N_TASKS_MAX, const_cast<float *>(&scale));
+    if (const auto op = llama_restkv_score_on_cpu().softmax; op && on_host(layer) && !layer.sinks) {
+        return ggml_custom_inplace(ctx, kq, &mask, 1, op, GGML_N_TASKS_MAX, const_cast<float *>(&scale));
     }
-#endif
     kq = ggml_soft_max_ext(ctx, kq, mask, scale, 0.0f);
     ggml_soft_max_add_sinks(kq, layer.sinks);
     return kq;
@@ -310,7 +96,7 @@ ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & poo
 // maximum over dimension 1: [n_used, n_window, n_head] -> [n_used, 1, n_head]
 ggml_tensor * window_maximum(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * cur) {
     if (on_host(layer)) {
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, cur->ne[0], 1, cur->ne[2], 1, &cur, 1, maximum_cpu, GGML_N_TASKS_MAX, nullptr);
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, cur->ne[0], 1, cur->ne[2], 1, &cur, 1, llama_restkv_score_on_cpu().maximum, GGML_N_TASKS_MAX, nullptr);
     }
     cur = ggml_pool_2d(ctx, transpose(ctx, cur), GGML_OP_POOL_MAX, cur->ne[1], 1, cur->ne[1], 1, 0, 0);
     return ggml_reshape_3d(ctx, cur, cur->ne[1], 1, cur->ne[2]);
@@ -339,12 +125,10 @@ ggml_tensor * distance(ggml_context * ctx, const llama_restkv_layer & layer, ggm
     const int64_t head_dim = v->ne[0];
     const int64_t n_used   = v->ne[1];
     const int64_t n_z      = z ? z->ne[1] : 1;
-#ifdef RESTKV_TILES_CPU
-    if (on_host(layer)) {
+    if (const auto op = llama_restkv_score_on_cpu().distance; op && on_host(layer)) {
         ggml_tensor * srcs[] = { v, layer.factors, z };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 3 : 2, distance_cpu, GGML_N_TASKS_MAX, nullptr);
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 3 : 2, op, GGML_N_TASKS_MAX, nullptr);
     }
-#endif
     ggml_tensor * image = ggml_reshape_4d(ctx, ggml_mul_mat(ctx, layer.factors, v), head_dim, layer.n_gqa, n_used, layer.n_head_kv);
     ggml_tensor * res = nullptr;
     for (int64_t w = 0; w < n_z; ++w) {

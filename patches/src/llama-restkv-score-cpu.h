@@ -1,0 +1,13 @@
+#pragma once
+
+#include "ggml.h"
+
+// Scoring's operations on a CPU, for ggml_custom_4d. All but the first are null where the compiler has no vectors: ggml's serve.
+struct llama_restkv_score_cpu {
+    ggml_custom_op_t maximum;  // attn [n_used, n_window, n_head] -> [n_used, 1, n_head]
+    ggml_custom_op_t logits;   // k [head_dim, n_used, n_head_kv], q [head_dim, n_window, n_head] -> [n_used, n_window, n_head]
+    ggml_custom_op_t softmax;  // kq [n_used, n_window, n_head] in place, mask [n_used, n_window, n_head or 1], userdata: the scale
+    ggml_custom_op_t distance; // v [head_dim, n_used, n_head_kv], factors, z [head_dim, n_z, n_head] or null -> [n_used, n_z, n_head]
+};
+
+const llama_restkv_score_cpu & llama_restkv_score_on_cpu();

@@ -147,9 +147,9 @@ def kvpress() -> tuple[list[side_by_side.Row], list[side_by_side.Row]]:
     return found, timed
 
 
-def kvpress_long() -> str:
+def kvpress_long(n_tokens: int) -> str:
     """One long prompt through both: what was found, and what it took."""
-    rows = side_by_side.read_rows(RESULTS / "side-by-side-8000")
+    rows = side_by_side.read_rows(RESULTS / f"side-by-side-{n_tokens}")
     return side_by_side.table(rows, rows, "read")
 
 
@@ -168,7 +168,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranking-variants": lambda: ranking.tables(read("ranking-variants")),
     "ranking-heldout": lambda: ranking.tables(read("ranking-heldout")),
     "kvpress-read": lambda: side_by_side.table(*kvpress(), "read"),
-    "kvpress-long": kvpress_long,
+    "kvpress-8000": lambda: kvpress_long(8000),
+    "kvpress-16000": lambda: kvpress_long(16000),
     "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {

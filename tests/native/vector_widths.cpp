@@ -1,0 +1,91 @@
+// Prints how far scoring's operations of each vector width are from those of width 1, relative to 1 + |value|.
+
+#include "llama-restkv-score-cpu.cpp"
+
+#include <cstdio>
+#include <random>
+
+namespace {
+
+constexpr int64_t n_head    = 6;
+constexpr int64_t n_head_kv = 2;
+
+struct operand {
+    std::vector<float> values;
+    ggml_tensor        tensor{};
+
+    operand(std::vector<float> made, int64_t ne0, int64_t ne1, int64_t ne2) : values(std::move(made)) {
+        tensor.ne[0] = ne0;
+        tensor.ne[1] = ne1;
+        tensor.ne[2] = ne2;
+        tensor.ne[3] = 1;
+        tensor.data  = values.data();
+    }
+};
+
+template <typename op, int64_t n_lane>
+void run(operand & out, std::vector<float> & all, std::initializer_list<operand *> srcs, void * userdata = nullptr) {
+    int i = 0;
+    for (operand * src : srcs) {
+        out.tensor.src[i++] = &src->tensor;
+    }
+    for (int ith = 0; ith < 2; ++ith) { // as two threads would
+        op::template run<n_lane>(&out.tensor, ith, 2, userdata);
+    }
+    all.insert(all.end(), out.values.begin(), out.values.end());
+}
+
+template <int64_t n_lane>
+std::vector<float> results() {
+    std::vector<float> all;
+    std::mt19937 generator(1);
+    std::normal_distribution<float> normal;
+    const auto random = [&](int64_t ne0, int64_t ne1, int64_t ne2) {
+        std::vector<float> values(ne0*ne1*ne2);
+        for (float & value : values) {
+            value = normal(generator);
+        }
+        return operand(std::move(values), ne0, ne1, ne2);
+    };
+    for (const int64_t n_used : { 1, 5, 16, 37, 100 }) {
+        for (const int64_t head_dim : { 20, 64 }) {
+            for (const int64_t n_window : { 1, 7 }) {
+                operand kv      = random(head_dim, n_used, n_head_kv);
+                operand q       = random(head_dim, n_window, n_head);
+                operand factors = random(head_dim, head_dim*n_head/n_head_kv, n_head_kv);
+                operand mask    = random(n_used, n_window, 1);
+                for (size_t i = 0; i < mask.values.size(); ++i) {
+                    mask.values[i] = i%n_used != 0 && mask.values[i] > 1.0f ? -INFINITY : 0.0f;
+                }
+                operand attn = random(n_used, n_window, n_head);
+                operand most = random(n_used, 1, n_head);
+                float scale = 0.3f;
+                run<logits,   n_lane>(attn, all, { &kv, &q });
+                run<softmax,  n_lane>(attn, all, { &attn, &mask }, &scale);
+                run<maximum,  n_lane>(most, all, { &attn });
+                run<distance, n_lane>(attn, all, { &kv, &factors, &q });
+            }
+        }
+    }
+    return all;
+}
+
+template <int64_t n_lane>
+void compare(const std::vector<float> & expected) {
+    const std::vector<float> found = results<n_lane>();
+    double most = 0.0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+        const double off = std::abs(found[i] - expected[i])/(1.0 + std::abs(expected[i]));
+        most = off <= most ? most : off; // NaN stays
+    }
+    std::printf("%d %g\n", int(n_lane), most);
+}
+
+} // namespace
+
+int main() {
+    const std::vector<float> expected = results<1>();
+    compare<4>(expected);
+    compare<8>(expected);
+    compare<16>(expected);
+}

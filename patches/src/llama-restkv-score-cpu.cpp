@@ -53,7 +53,7 @@ RESTKV_INLINE void store(const vec<n_lane> & x, float * to) {
 }
 
 // Products of short rows: ggml's kernels sum along a row, and with so few values they mostly add up what is left in their
-// registers. Here sixteen columns stand side by side, six rows at a time, and the sums never leave the registers.
+// registers. Here sixteen columns stand side by side, six rows at a time, and the sums stay in registers (AVX2, AVX-512, NEON).
 constexpr int64_t n_row = 6;
 constexpr int64_t n_col = 16;
 
@@ -112,11 +112,16 @@ struct logits {
                     rows[r] = (const float *) q->data + (h*n_query + std::min(w + r, n_query - 1))*head_dim;
                 }
                 vec<n_lane> sum[n_row][n_col/n_lane];
-                float line[n_col];
                 multiply_tile<n_lane>(rows, columns.data(), 0, head_dim, sum);
                 for (int64_t r = 0; r < n_row && w + r < n_query; ++r) {
-                    store_tile_row<n_lane>(sum[r], line);
-                    std::copy(line, line + n, (float *) dst->data + (h*n_query + w + r)*n_used + first);
+                    float * out = (float *) dst->data + (h*n_query + w + r)*n_used + first;
+                    if (n == n_col) {
+                        store_tile_row<n_lane>(sum[r], out);
+                    } else {
+                        float line[n_col];
+                        store_tile_row<n_lane>(sum[r], line);
+                        std::copy(line, line + n, out);
+                    }
                 }
             }
         }
@@ -135,7 +140,7 @@ RESTKV_INLINE vec<n_lane> exponential(const vec<n_lane> & x) {
     y = y*r + 5.0000001201e-1f;
     y = y*r*r + r + 1.0f;
     const vec<n_lane> power = (vec<n_lane>) ((__builtin_convertvector(n, typename vectors<n_lane>::of_int) + 127) << 23); // 2^n
-    return x > -87.0f ? y*power : vec<n_lane>{};
+    return x <= -87.0f ? vec<n_lane>{} : y*power; // NaN stays
 }
 
 // a query at a time while it is in the first cache

@@ -2,7 +2,8 @@
 
 #include "ggml.h"
 
-// Scoring's operations on a CPU, for ggml_custom_4d. All but the first are null where the compiler has no vectors: ggml's serve.
+// Scoring's dense operations on a CPU, for ggml_custom_4d, softmax for ggml_custom_inplace. All but the first are null where the
+// compiler has no vectors: ggml's serve.
 struct llama_restkv_score_cpu {
     ggml_custom_op_t maximum;  // attn [n_used, n_window, n_head] -> [n_used, 1, n_head]
     ggml_custom_op_t logits;   // k [head_dim, n_used, n_head_kv], q [head_dim, n_window, n_head] -> [n_used, n_window, n_head]

@@ -11,9 +11,14 @@
 #define RESTKV_INLINE __attribute__((always_inline)) inline // into each of the functions below, with its vectors
 #endif
 
+// MinGW's GCC keeps no stack aligned to wide vectors (its bug 54412).
+#if defined(__GNUC__) && defined(__x86_64__) && (!defined(_WIN32) || defined(__clang__))
+#define RESTKV_WIDER
+#endif
+
 namespace restkv_vectors {
 
-#if defined(__GNUC__) && defined(__x86_64__)
+#ifdef RESTKV_WIDER
 template <typename op> __attribute__((target("avx512f")))
 void run_16(ggml_tensor * dst, int ith, int nth, void * userdata) { op::template run<16>(dst, ith, nth, userdata); }
 
@@ -29,7 +34,7 @@ void run_4(ggml_tensor * dst, int ith, int nth, void * userdata) { op::template 
 // op: has a template <int64_t n_lane> static RESTKV_INLINE void run(dst, ith, nth, userdata), n_lane floats a vector
 template <typename op>
 ggml_custom_op_t restkv_widest() {
-#if defined(__GNUC__) && defined(__x86_64__)
+#ifdef RESTKV_WIDER
     if (__builtin_cpu_supports("avx512f")) {
         return restkv_vectors::run_16<op>;
     }

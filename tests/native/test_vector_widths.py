@@ -20,7 +20,7 @@ def test_all_vector_widths_agree(tmp_path):
     includes = [f"-I{HEADERS}", f"-I{ROOT / 'patches' / 'src'}"]
     source = Path(__file__).with_name("vector_widths.cpp")
     subprocess.run(
-        [*shlex.split(COMPILER), "-std=c++17", "-O2", *includes, str(source), "-o", str(program)],
+        [*shlex.split(COMPILER), "-std=gnu++17", "-O3", *includes, str(source), "-o", str(program)],
         check=True,
     )
     lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()

@@ -154,18 +154,18 @@ struct softmax {
         const int64_t n_window = dst->ne[1];
         const int64_t n_padded = (n_used + n_lane - 1)/n_lane*n_lane;
 
-        std::vector<float> logits(n_padded, -INFINITY); // the last vector filled up with what has no share
+        std::vector<float> shares(n_padded, -INFINITY); // the last vector filled up with what has no share
 
         for (int64_t i = n_window*dst->ne[2]*ith/nth; i < n_window*dst->ne[2]*(ith + 1)/nth; ++i) {
             const float * m = (const float *) mask->data + (mask->ne[2] > 1 ? i : i%n_window)*n_used;
             float *     row = (float *) dst->data + i*n_used;
 
             for (int64_t j = 0; j < n_used; ++j) {
-                logits[j] = row[j]*scale + m[j];
+                shares[j] = row[j]*scale + m[j];
             }
-            vec<n_lane> most = load<n_lane>(logits.data());
+            vec<n_lane> most = load<n_lane>(shares.data());
             for (int64_t j = n_lane; j < n_padded; j += n_lane) {
-                const vec<n_lane> x = load<n_lane>(logits.data() + j);
+                const vec<n_lane> x = load<n_lane>(shares.data() + j);
                 most = most < x ? x : most;
             }
             float max = most[0];
@@ -174,8 +174,8 @@ struct softmax {
             }
             vec<n_lane> sums = {};
             for (int64_t j = 0; j < n_padded; j += n_lane) {
-                const vec<n_lane> x = exponential<n_lane>(load<n_lane>(logits.data() + j) - max);
-                store<n_lane>(x, logits.data() + j);
+                const vec<n_lane> x = exponential<n_lane>(load<n_lane>(shares.data() + j) - max);
+                store<n_lane>(x, shares.data() + j);
                 sums += x;
             }
             float sum = 0.0f;
@@ -183,12 +183,42 @@ struct softmax {
                 sum += sums[l];
             }
             for (int64_t j = 0; j < n_used; ++j) {
-                row[j] = logits[j]/sum;
+                row[j] = shares[j]/sum;
             }
-            std::fill(logits.begin() + n_used, logits.end(), -INFINITY);
+            std::fill(shares.begin() + n_used, shares.end(), -INFINITY);
         }
     }
 };
+
+// Puts the columns of F [head_dim, head_dim] side by side in tiles. Rows of F above begin are 0 in all columns of a tile: F is
+// often triangular.
+void arrange_columns(const float * f, int64_t head_dim, std::vector<float> & columns, std::vector<int64_t> & begin) {
+    std::fill(begin.begin(), begin.end(), head_dim);
+    for (int64_t o = 0; o < head_dim; ++o) {
+        int64_t top = head_dim;
+        for (int64_t i = head_dim - 1; i >= 0; --i) {
+            columns[(o/n_col*head_dim + i)*n_col + o%n_col] = f[o*head_dim + i];
+            top = f[o*head_dim + i] != 0.0f ? i : top;
+        }
+        begin[o/n_col] = std::min(begin[o/n_col], top);
+    }
+}
+
+// n: a multiple of n_lane
+template <int64_t n_lane>
+RESTKV_INLINE float norm_of_difference(const float * a, const float * b, int64_t n) {
+    vec<n_lane> sums = {};
+    for (int64_t i = 0; i < n; i += n_lane) {
+        const vec<n_lane> diff = load<n_lane>(a + i) - load<n_lane>(b + i);
+        sums += diff*diff;
+    }
+    for (int64_t half = n_lane/2; half > 0; half /= 2) {
+        for (int64_t l = 0; l < half; ++l) {
+            sums[l] += sums[l + half];
+        }
+    }
+    return std::sqrt(sums[0]);
+}
 
 // ||v F - z|| in one pass: the images v F, as large as the cache for each query head of a group, never reach memory.
 struct distance {
@@ -207,22 +237,13 @@ struct distance {
         const int64_t n_tile   = (head_dim + n_col - 1)/n_col;
         const int64_t n_block  = (n_used + n_row - 1)/n_row;
 
-        std::vector<float> columns(n_tile*head_dim*n_col); // columns of F side by side, the last tile filled up with 0
-        std::vector<int64_t> begin(n_tile);                // rows of F above are 0 in all columns of a tile: F is often triangular
+        std::vector<float> columns(n_tile*head_dim*n_col); // the last tile filled up with 0
+        std::vector<int64_t> begin(n_tile);
         std::vector<float> target(n_tile*n_col);
         std::vector<float> image(n_row*n_tile*n_col);
 
         for (int64_t h = 0; h < n_head; ++h) {
-            const float * f = (const float *) factors->data + h*head_dim*head_dim;
-            std::fill(begin.begin(), begin.end(), head_dim);
-            for (int64_t o = 0; o < head_dim; ++o) {
-                int64_t top = head_dim;
-                for (int64_t i = head_dim - 1; i >= 0; --i) {
-                    columns[(o/n_col*head_dim + i)*n_col + o%n_col] = f[o*head_dim + i];
-                    top = f[o*head_dim + i] != 0.0f ? i : top;
-                }
-                begin[o/n_col] = std::min(begin[o/n_col], top);
-            }
+            arrange_columns((const float *) factors->data + h*head_dim*head_dim, head_dim, columns, begin);
             for (int64_t block = n_block*ith/nth; block < n_block*(ith + 1)/nth; ++block) {
                 const int64_t first = block*n_row;
                 const float * rows[n_row];
@@ -242,17 +263,7 @@ struct distance {
                         std::copy(from, from + head_dim, target.begin());
                     }
                     for (int64_t r = 0; r < n_row && first + r < n_used; ++r) {
-                        vec<n_lane> sums = {};
-                        for (int64_t o = 0; o < n_tile*n_col; o += n_lane) {
-                            const vec<n_lane> diff = load<n_lane>(image.data() + r*n_tile*n_col + o) - load<n_lane>(target.data() + o);
-                            sums += diff*diff;
-                        }
-                        for (int64_t half = n_lane/2; half > 0; half /= 2) {
-                            for (int64_t l = 0; l < half; ++l) {
-                                sums[l] += sums[l + half];
-                            }
-                        }
-                        ((float *) dst->data)[(h*n_z + w)*n_used + first + r] = std::sqrt(sums[0]);
+                        ((float *) dst->data)[(h*n_z + w)*n_used + first + r] = norm_of_difference<n_lane>(image.data() + r*n_tile*n_col, target.data(), n_tile*n_col);
                     }
                 }
             }

@@ -15,6 +15,7 @@ import numpy as np
 from restkv_local.chat.chat_template import ChatTemplate, Message
 from restkv_local.chat.generation import generate
 from restkv_local.chat.guide import question_guide
+from restkv_local.chat.message import write_message
 from restkv_local.chat.passages import Passage, TokenMap, find_passages
 from restkv_local.chat.turn_report import make_timings
 from restkv_local.config import DEFAULTS
@@ -152,7 +153,8 @@ class DocumentReader:
         self._readings = readings
         self._fingerprint = ""
         self._kept: Reading | None = None
-        self._before = self._common_tokens()
+        # Read for each question, prompts have nothing in common but the system prompt.
+        self._before = [] if self.mode == "per-question" else self._common_tokens()
         self._old = llama.engine
         self._take_over()
 
@@ -343,10 +345,9 @@ class DocumentReader:
         return self._fingerprint
 
     def _render(self, question: str) -> str:
-        texts = [document.text for document in self._documents]
-        if len(texts) > 1:
-            texts = [f"{one.name}:\n\n{one.text}" for one in self._documents]
-        content = "\n\n".join([*texts, question.strip()])
+        # Were all questions to stand before a text that is read once, a small model would answer the first of them.
+        known = question if self.mode == "per-question" else ""
+        content = write_message(self._documents, question.strip(), known)
         return self._template.render([*self._messages, _message("user", content)])
 
     def _common_tokens(self) -> list[int]:

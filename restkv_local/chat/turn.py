@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from restkv_local.chat.chat_template import Message
+from restkv_local.chat.message import write_message
 from restkv_local.errors import InputError
 
 
@@ -49,17 +50,17 @@ class Turn:
 
     @property
     def content(self) -> str:
-        """The user's message: documents first.
+        """The user's message.
 
         Raises
         ------
         InputError
             If there is nothing to read.
         """
-        texts = [document.text for document in self.documents]
-        if not self.question.strip() and not any(text.strip() for text in texts):
+        content = write_message(self.documents, self.question, self.question)
+        if not content.strip():
             raise InputError("the prompt is empty: give a question, a document or both")
-        return "\n\n".join([*texts, self.question] if self.question.strip() else texts)
+        return content
 
     @property
     def guide(self) -> str:

@@ -17,6 +17,7 @@ FILLER = (
     "Nobody in the village thought much about it, and the fishermen mended their nets. "
 )
 DOCUMENT = f"{FILLER * 8}The code of the harbour safe is {NUMBER}. {FILLER * 30}"
+N_PREDICT = 24
 QUESTION = "What is the code of the harbour safe?"
 JSON_KEYS = {
     "response", "finish_reason", "model", "version", "usage", "timings", "kv",
@@ -29,7 +30,7 @@ KV_KEYS = {
 
 @pytest.fixture(scope="module")
 def llama():
-    with Llama("demo", budget=256, n_ubatch=256, temp=0.0, n_predict=24) as llama:
+    with Llama("demo", budget=256, n_ubatch=256, temp=0.0, n_predict=N_PREDICT) as llama:
         yield llama
 
 
@@ -46,7 +47,8 @@ def test_a_fact_from_the_evicted_part_is_found_and_everything_is_reported(llama)
     assert kv["events"] >= 2
     assert kv["peak"] <= kv["capacity"]
     assert kv["bytes"] < kv["bytes_full"]
-    assert report["finish_reason"] == "stop"
+    is_cut = report["timings"]["predicted_n"] == N_PREDICT
+    assert report["finish_reason"] == ("length" if is_cut else "stop")
 
 
 def test_turns_go_on_past_the_budget_and_read_only_what_is_new(llama):

@@ -71,11 +71,6 @@ def read(name: str) -> list[Row]:
     return Log(RESULTS / f"{name}.jsonl").rows()
 
 
-def needles() -> str:
-    """Needles by length and cache."""
-    return needle.table(read("needle"))
-
-
 def long_needles() -> list[Row]:
     """Return needles in texts that few rows stay of."""
     return [row for row in read("needle") if row["tokens"] >= 4000]
@@ -154,7 +149,8 @@ def kvpress_long(n_tokens: int) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "needle": needles,
+    "needle": lambda: needle.table(read("needle")),
+    "needle-text-first": lambda: needle.table(read("needle-text-first")),
     "talk": lambda: talk.table(read("talk")),
     "bench-choice": bench_choice,
     "bench": lambda: bench().to_markdown(with_profile=True),

@@ -37,6 +37,7 @@ def tiny(tmp_path):
         "--budget": 112,
         "-n": 8,
         "-t": 1,
+        "--temp": 0,  # by chance a tiny model draws its end
     }
     options = [part for option in small.items() for part in option]
     return [MODEL.write(tmp_path / "tiny.gguf"), *options]
@@ -184,7 +185,7 @@ def test_without_a_question_one_is_asked_for_until_ctrl_d(at_terminal, log):
     for question in ("where?", "who?"):
         child.expect(">>> ")  # what is typed earlier may be dropped
         child.send(f"{question}\r")
-        child.expect("gen 8 tok")
+        child.expect(r"gen \d+ tok")
     child.expect(">>> ")
     child.sendeof()
     assert exit_code(child) == 0

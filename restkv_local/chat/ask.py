@@ -141,12 +141,12 @@ class DocumentReader:
         self.mode = choose_mode(mode, len(questions))
         self.reading: ReadingReport | None = None
         self.answer: Answer | None = None
-        if not any(document.text.strip() for document in documents):
+        self._documents = tuple(document for document in documents if document.text.strip())
+        if not self._documents:
             raise InputError("there is nothing to read: give a document that holds text")
         for question in questions:
             _check_question(question)
         self._llama = llama
-        self._documents = tuple(documents)
         self._questions = tuple(questions)
         self._messages: list[Message] = [] if system is None else [_message("system", system)]
         self._template = ChatTemplate(llama.native, llama.shape.name)
@@ -346,8 +346,8 @@ class DocumentReader:
 
     def _render(self, question: str) -> str:
         # Were all questions to stand before a text that is read once, a small model would answer the first of them.
-        known = question if self.mode == "per-question" else ""
-        content = write_message(self._documents, question.strip(), known)
+        known = self.mode == "per-question"
+        content = write_message(self._documents, question.strip(), known=known)
         return self._template.render([*self._messages, _message("user", content)])
 
     def _common_tokens(self) -> list[int]:

@@ -18,7 +18,7 @@ class NamedText(Protocol):
         """What the model reads."""
 
 
-def write_message(documents: Sequence[NamedText], question: str, known: str = "") -> str:
+def write_message(documents: Sequence[NamedText], question: str, *, known: bool) -> str:
     """Return the user's message: what is asked, the documents, the question.
 
     What a message begins with draws an answer's first words to it, the more the fewer rows are left: were that a
@@ -30,14 +30,14 @@ def write_message(documents: Sequence[NamedText], question: str, known: str = ""
         Headed by their names where there are several.
     question : str
         Blank: the documents are the message.
-    known : str
-        The question, where it is known when reading begins.
+    known : bool
+        Whether the question is known when reading begins; otherwise a request that one will follow stands first.
     """
     texts = [one for one in documents if one.text.strip()]
     if not question.strip():
         return "\n\n".join(one.text for one in texts)
     if not texts:
         return question
-    asked = f"answer: {known.strip()}" if known.strip() else "answer the question after it."
+    asked = f"answer: {question.strip()}" if known else "answer the question after it."
     headed = [f"{one.name if len(texts) > 1 else 'Text'}:\n\n{one.text}" for one in texts]
     return "\n\n".join([f"Read the text below and {asked}", *headed, question])

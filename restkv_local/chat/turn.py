@@ -57,7 +57,7 @@ class Turn:
         InputError
             If there is nothing to read.
         """
-        content = write_message(self.documents, self.question, self.question)
+        content = write_message(self.documents, self.question, known=True)
         if not content.strip():
             raise InputError("the prompt is empty: give a question, a document or both")
         return content

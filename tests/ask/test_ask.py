@@ -1,6 +1,7 @@
 """Questions about documents: what is read when, and that an answer does not depend on what was asked before."""
 
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,16 @@ def test_several_questions_share_one_reading(open_llama, document, mode):
             assert reader.answer.timings["prompt_n"] < 80
         assert len(chunks) == n_chunks
         assert reader.reading.kv["kept"] <= llama.engine.budget
+
+
+def test_a_blank_document_hides_no_other(open_llama, document):
+    document = replace(document, text=f"{document.text}   {document.text}")
+    blank = replace(document, name="blank.txt", text="   ")
+    llama = open_llama(MODEL, **SMALL)
+    (alone,), (beside,) = (answers(llama, many, [ONE]) for many in (document, [blank, document]))
+    assert beside.response == alone.response
+    assert beside.passages == alone.passages
+    assert {passage.document for passage in beside.passages} == {document.name}
 
 
 def test_with_rows_for_everything_both_ways_of_reading_once_agree(open_llama, document):

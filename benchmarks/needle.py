@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--policy", action="append", help="repeatable")
-    parser.add_argument("--full", action="store_true", help="also with the full cache")
+    parser.add_argument("--full", action="store_true", help="with the full cache too, or alone")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other option"
@@ -161,9 +161,10 @@ def main() -> None:
     cells: list[tuple[str, dict[str, Any]]] = []
     if options.full:
         cells.append(("full", {"policy": "full", "budget": 64}))
-    for policy in options.policy or ["restkv"]:
-        for budget in options.budget or ["256"]:
-            cells.append((f"{policy} {budget}", {"policy": policy, "budget": budget, **extra}))
+    if options.policy or options.budget or not options.full:
+        for policy in options.policy or ["restkv"]:
+            for budget in options.budget or ["256"]:
+                cells.append((f"{policy} {budget}", {"policy": policy, "budget": budget, **extra}))
 
     seeds = range(options.seed, options.seed + options.samples)
     log = Log(options.json)

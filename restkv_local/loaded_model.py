@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from restkv_local.config import Config
 from restkv_local.engine import Engine, EvictionEvent
-from restkv_local.errors import InputError
 from restkv_local.model.demo import resolve_model
 from restkv_local.model.model_file import check_supported, read_model
 from restkv_local.native import NativeContext
@@ -64,12 +63,11 @@ class LoadedModel:
         check_supported(
             self.shape, type_k=config.type_k, type_v=config.type_v, positions=config.positions
         )
-        self._native = NativeContext(path, n_gpu_layers=config.n_gpu_layers, verbose=verbose)
-        self._is_closed = False
+        self.native = NativeContext(path, n_gpu_layers=config.n_gpu_layers, verbose=verbose)
         try:
             self.engine = Engine(self.native, self.shape, config, on_evict, also_track)
         except BaseException:
-            self._native.close()
+            self.native.close()
             raise
         self.sampler = self.native.make_sampler(
             temp=config.temp,
@@ -80,19 +78,6 @@ class LoadedModel:
         )
         self.turns = TurnTaking()
 
-    @property
-    def native(self) -> NativeContext:
-        """The loaded model.
-
-        Raises
-        ------
-        InputError
-            If it was closed: llama.cpp would end the process.
-        """
-        if self._is_closed:
-            raise InputError("the model was closed: make a new Llama")
-        return self._native
-
     def set_seed(self, seed: int) -> None:
         """Start the draws anew with this seed; -1: a random one."""
         self.sampler.seed = _choose_seed(seed)
@@ -100,9 +85,8 @@ class LoadedModel:
 
     def close(self) -> None:
         """Free model and cache; calling it again does nothing."""
-        self._is_closed = True
         self.sampler.close()
-        self._native.close()
+        self.native.close()
 
     def __enter__(self: Self) -> Self:
         """Return the model itself."""

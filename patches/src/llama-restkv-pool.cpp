@@ -238,6 +238,10 @@ void llama_restkv_pool::set_idxs(ggml_tensor * dst, const std::vector<uint32_t> 
     }
 
     if (with_ring) {
+        const uint32_t n_gone = n_removed(slots[0]);
+        ring_next = (ring_next + n_ring - n_gone)%n_ring;
+        n_seen   -= n_gone;
+
         int64_t * out = data.data() + n_cols*n_tokens;
         const size_t first = n_tokens > n_ring ? n_tokens - n_ring : 0;
         for (size_t t = first; t < n_tokens; ++t) {
@@ -396,12 +400,20 @@ std::vector<int32_t> llama_restkv_pool::rows_of(const llama_restkv_layer & layer
     return rows;
 }
 
+uint32_t llama_restkv_pool::n_removed(uint32_t n_used) const {
+    uint32_t n = 0;
+    while (n < n_seen && ring_slot[ring_row(n)] >= n_used) {
+        ++n;
+    }
+    return n;
+}
+
 std::vector<int32_t> llama_restkv_pool::window_rows(uint32_t n_used, uint32_t n_max) const {
     std::vector<int32_t> rows;
-    for (uint32_t i = 0; i < std::min(n_seen, n_max); ++i) {
-        const uint32_t row = (ring_next + n_ring - 1 - i)%n_ring;
-        // slots run down from the newest row without a gap; anything else was removed from the tail
-        if (ring_slot[row] + 1 + i != n_used) {
+    for (uint32_t i = n_removed(n_used); i < n_seen && rows.size() < n_max; ++i) {
+        const uint32_t row = ring_row(i);
+        // slots run down from the newest row without a gap
+        if (ring_slot[row] + 1 + rows.size() != n_used) {
             break;
         }
         rows.push_back(row);

@@ -141,10 +141,15 @@ private:
 
     ggml_tensor * cur_idxs = nullptr; // index input of the graph being built
 
-    // ring bookkeeping: the last n_seen queries sit at ring rows (n_head_row - n_seen, ...] with these slots
+    // ring bookkeeping: the last n_seen queries sit at the ring rows before ring_next, with these slots
     uint32_t              ring_next = 0;
     uint32_t              n_seen    = 0;
     std::vector<uint32_t> ring_slot;
+
+    uint32_t ring_row(uint32_t age) const { return (ring_next + n_ring - 1 - age)%n_ring; }
+
+    // newest queries whose rows were removed from the tail, as those of a decode that was stopped are
+    uint32_t n_removed(uint32_t n_used) const;
 };
 
 // the pool that owns layer il of the cache behind mctx, or null

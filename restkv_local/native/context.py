@@ -8,15 +8,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from restkv_local.errors import CacheFullError, ModelError, NativeError
+from restkv_local.errors import CacheFullError, InputError, ModelError, NativeError
 from restkv_local.native import _bindings, _library
 from restkv_local.native.sampler import Sampler
 from restkv_local.types import F32, I32, I64, Bool
@@ -39,6 +38,14 @@ class LayerInfo:
     head_dim_v: int
 
 
+class _Closed:
+    """Stands for the libraries once the model is gone."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse whatever is called."""
+        raise InputError("the model was closed: make a new Llama")
+
+
 class NativeContext:
     """A loaded model and, once opened, one context whose full-attention layers keep their rows in a pool.
 
@@ -55,11 +62,13 @@ class NativeContext:
     ------
     ModelError
         If llama.cpp cannot load the model.
+    InputError
+        By every call after :meth:`close`.
     """
 
     def __init__(self, path: Path, *, n_gpu_layers: int = 0, verbose: bool = False) -> None:
-        self._llama = _library.load()
-        self._restkv = _bindings.Bindings(self._llama._lib)
+        self._llama: Any = _library.load()
+        self._restkv: Any = _bindings.Bindings(self._llama._lib)
         self._log = _Log(self._llama, verbose)
         # Native calls run on one worker thread: the main thread stays free to see Ctrl-C.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="restkv")
@@ -176,11 +185,15 @@ class NativeContext:
 
     def close(self) -> None:
         """Free the context, then the model; calling it again does nothing."""
+        if self._model is None:
+            return
         self._worker.shutdown(wait=True)
         self.release()  # before its model
-        if self._model:
-            self._llama.llama_model_free(self._model)
-            self._model = None
+        self._llama.llama_model_free(self._model)
+        self._model = None
+        # A call with pointers that are no longer any would end the process.
+        closed: Any = _Closed()
+        self._llama = self._restkv = self._worker = closed
 
     def release(self) -> None:
         """Free the context, rows and all; the model stays, for :meth:`open`."""
@@ -193,39 +206,45 @@ class NativeContext:
         """Run ``call`` on the worker; Ctrl-C stops it and is raised once the worker is idle again."""
         if threading.get_ident() == self._worker_id:
             return call()
-        future: Future[T] = self._worker.submit(call)
-        try:
-            while True:
-                try:
-                    return future.result(timeout=_POLL_S)
-                except FutureTimeout:
-                    if future.done():
-                        raise
-        except KeyboardInterrupt:
-            if self._ctx:
-                self._restkv.abort(self._ctx, True)
-                try:
-                    future.exception()
-                finally:
-                    self._restkv.abort(self._ctx, False)
-            else:
-                future.exception()  # loading cannot be stopped half way
-            raise
+        return self._wait(self._worker.submit(call), stop=True)
 
     def finish(self, call: Callable[[], T]) -> T:
         """Run ``call``, native calls in it included, to its end; Ctrl-C is raised afterwards."""
-        future: Future[T] = self._worker.submit(call)
-        try:
+        if threading.get_ident() == self._worker_id:
+            return call()
+        return self._wait(self._worker.submit(call), stop=False)
+
+    def _wait(self, future: Future[T], *, stop: bool) -> T:
+        """Wait until the worker is idle, however often Ctrl-C is pressed meanwhile."""
+        pressed = False
+        while True:
+            try:
+                if future.done():
+                    break
+                if pressed and stop and self._ctx:  # loading cannot be stopped half way
+                    self._restkv.abort(self._ctx, True)
+                wait([future], timeout=_POLL_S)
+            except KeyboardInterrupt:
+                pressed = True
+        if not pressed:
             return future.result()
-        except KeyboardInterrupt:
+        if not stop:
             future.result()
-            raise
+        elif self._ctx:
+            self._restkv.abort(self._ctx, False)
+        raise KeyboardInterrupt
 
     # Text and tokens
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """Return the tokens of ``text``; ``add_special`` adds what the vocabulary asks for (BOS)."""
-        data = text.encode()
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text holds what is no character at place {error.start + 1}"
+                f" ({text[error.start]!r}): give it as UTF-8"
+            ) from error
         size = len(data) + 8
         tokens = (self._llama.llama_token * size)()
         n = self._llama.llama_tokenize(
@@ -236,7 +255,15 @@ class NativeContext:
         return list(tokens[:n])
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """Return the bytes of one token; they may end inside a UTF-8 character."""
+        """Return the bytes of one token; they may end inside a UTF-8 character.
+
+        Raises
+        ------
+        InputError
+            If there is no such token; llama.cpp would end the process.
+        """
+        if not 0 <= token < self.n_vocab:
+            raise InputError(f"there is no token {token}: tokens are 0 to {self.n_vocab - 1}")
         buffer = ctypes.create_string_buffer(256)
         n = self._llama.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)
         if n < 0:

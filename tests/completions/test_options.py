@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from restkv_local import Llama
+from restkv_local import ChatSession, Llama
 from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
 from restkv_local.config import Config
 from restkv_local.errors import ConfigError, InputError
@@ -192,14 +192,43 @@ def test_nothing_is_downloaded():
     one_line(error, "from_pretrained()", "model_path=")
 
 
+def test_a_session_of_a_closed_model_says_so(llm):
+    session = ChatSession(llm)
+    "".join(session.send("the code"))
+    llm.close()
+    calls = [lambda: "".join(session.send("why?")), lambda: session.prepare("why?"),
+             lambda: llm.engine.open(100, 16, 0)]  # fmt: skip
+    for call in calls:
+        with pytest.raises(InputError, match="the model was closed"):
+            call()
+
+
+def test_a_token_that_is_none_is_refused(llm):
+    """llama.cpp would end the process."""
+    for token in (-1, llm.n_vocab(), 9_999_999):
+        for call in (
+            lambda token=token: llm([token, 20]),
+            lambda token=token: llm.detokenize([token]),
+        ):
+            with pytest.raises(InputError, match=f"there is no token {token}"):
+                call()
+
+
+def test_a_text_that_is_no_unicode_is_refused(llm):
+    with pytest.raises(InputError, match=r"no character at place 4 \('\\udce9'\)") as error:
+        llm("caf\udce9?", max_tokens=1)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="no character"):
+        "".join(ChatSession(llm).send("caf\udce9?"))
+
+
 def test_a_closed_model_says_so(llm):
     llm("the code", max_tokens=1)
     stream = llm("the code", stream=True)
     next(stream)
     llm.close()
     llm.close()
-    calls = [lambda: llm("the"), lambda: next(stream), lambda: llm.tokenize(b"the"), llm.n_vocab,
-             llm.token_eos]  # fmt: skip
+    calls = [lambda: llm("the"), lambda: next(stream), lambda: llm.tokenize(b"the"), llm.token_eos]  # fmt: skip
     for call in calls:
         with pytest.raises(InputError, match="the model was closed"):
             call()

@@ -144,12 +144,32 @@ def test_a_querys_shares_sum_to_one_and_end_with_itself(open_native, tokens, n):
 
 
 def test_window_holds_only_queries_whose_rows_are_still_there(open_native, tokens):
+    text, more = tokens(40), tokens(3, seed=2)
     native = open_native(MODELS["gqa-2"], n_ring=16)
-    native.decode(tokens(40))
+    native.decode(text)
     assert native.n_observed == 16
     native.decode(tokens(4, seed=1))
     native.remove_tail(4)
-    # The ring's newest rows belonged to the removed tail.
+    # The removed tail had taken four places of the ring.
+    assert native.n_observed == 12
+    native.decode(more)
+    assert native.n_observed == 15
+    weights = np.eye(15, dtype=np.float32)
+    attention, _, _ = native.score(flags=0, weights=weights)
+
+    other = open_native(MODELS["gqa-2"], n_ring=16)
+    other.decode(text)
+    other.decode(more)
+    expected, _, _ = other.score(flags=0, weights=weights)
+    for layer, same in zip(attention, expected, strict=True):
+        np.testing.assert_array_equal(layer, same)
+
+
+def test_a_tail_longer_than_the_ring_leaves_no_query(open_native, tokens):
+    native = open_native(MODELS["gqa-2"], n_ring=16)
+    native.decode(tokens(40))
+    native.decode(tokens(20, seed=1))
+    native.remove_tail(20)
     assert native.n_observed == 0
     native.decode(tokens(3, seed=2))
     assert native.n_observed == 3

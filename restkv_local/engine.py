@@ -144,6 +144,7 @@ class Engine:
         self.n_pinned = 0
         self.counters = Counters()
         self._factors: dict[int, F32] = {}
+        self._loaded: bool | None = None  # project of the output factors on the device
         self._kinds: frozenset[Tracked] = frozenset({self.policy.track, *also_track}) - {"none"}
         self.rows = RowTable(0, 0, 0)
         self._moments = QueryMoments()
@@ -229,30 +230,49 @@ class Engine:
         ConfigError
             If the budget does not hold what must stay, or the machine does not hold the cache.
         """
+        self.budget, n_rows = self.check(n_prompt, n_predict, n_pinned)
+        self.n_pinned = n_pinned
+        if not self.rows.n_slots or self.capacity != n_rows:
+            self._make_cache(n_rows)
+        self._load_factors(self.policy)
+
+    def check(self, n_prompt: int, n_predict: int, n_pinned: int) -> tuple[int, int]:
+        """Return the budget and the rows that :meth:`open` would give a prompt; nothing changes.
+
+        Raises
+        ------
+        ConfigError
+            If the budget does not hold what must stay.
+        """
         config = self.config
         n_reserve = config.n_ubatch + self._n_probe
-        row_bytes = kv_bytes_per_token(self.shape, config.type_k, config.type_v)
         spec = parse_budget(config.budget)
-        self.budget = resolve_budget(spec, row_bytes, n_reserve, n_prompt, ROW_PAD)
-        self.n_pinned = n_pinned
-        n_rows = self.budget + n_reserve
+        budget = resolve_budget(spec, self._row_bytes, n_reserve, n_prompt, ROW_PAD)
+        n_rows = budget + n_reserve
         n_answer = config.n_predict if n_predict < 0 else n_predict
         whole = n_prompt + n_answer + 1 + self.n_repeat
         if not self.policy.evicts:
             n_rows = max(whole, n_rows)
         else:
             check_budget(
-                self.budget,
+                budget,
                 n_sink=config.n_sink,
                 n_recent=config.n_recent,
                 n_pinned=max(0, n_pinned - config.n_sink),
             )
             if config.prefill == "full":
                 n_rows = max(whole, n_rows)
-        n_rows = pad_rows(n_rows)
-        if self.is_open and self.capacity == n_rows:
-            return
-        self._check_memory(n_rows, row_bytes)
+        return budget, pad_rows(n_rows)
+
+    @property
+    def _row_bytes(self) -> int:
+        return kv_bytes_per_token(self.shape, self.config.type_k, self.config.type_v)
+
+    def _make_cache(self, n_rows: int) -> None:
+        config = self.config
+        self._check_memory(n_rows)
+        self.rows = RowTable(0, 0, 0)  # until all is there: Ctrl-C may come at any moment
+        self._loaded = None
         n_slots = n_rows
         if not self._allocator.equal:
             # What is read whole evicts from equal segments: none can outgrow the prompt.
@@ -269,16 +289,17 @@ class Engine:
             type_k=config.type_k,
             type_v=config.type_v,
         )
+        self.clear()
         layers = self.native.layers
         self.rows = RowTable(len(layers), layers[0].n_head_kv, n_slots, self._kinds)
-        self.clear()
-        self._load_factors()
 
-    def _check_memory(self, n_rows: int, row_bytes: int) -> None:
-        need = n_rows * row_bytes + swa_cache_bytes(
+    def _check_memory(self, n_rows: int) -> None:
+        need = n_rows * self._row_bytes + swa_cache_bytes(
             self.shape, self.config.n_ubatch, self.config.type_k, self.config.type_v
         )
         free = psutil.virtual_memory().available
+        if self.is_open:  # the cache that this one replaces goes first
+            free += sum(self.native.allocated().values())
         # On a GPU the backend refuses by itself; on a CPU the system would kill the process.
         if self.config.n_gpu_layers == 0 and need > free:
             # What is read whole takes its rows however low the budget is.
@@ -291,10 +312,14 @@ class Engine:
                 f"{lower} or quantise the cache (type_k, type_v = q8_0)"
             )
 
-    def _load_factors(self) -> None:
-        request = self.policy.request(self.config.n_obs, 0, 1)
+    def _load_factors(self, policy: Policy) -> None:
+        """Have the output factors that a policy wants on the device; what Ctrl-C stops begins anew next time."""
+        request = policy.request(self.config.n_obs, 0, 1)
         if request is None or (request.distance == "none" and not request.value_norm):
             return
+        if self._loaded == request.project:
+            return
+        self._loaded = None
         if request.project:
             source: Iterator[tuple[int, F32]] = load_output_factors(self.shape)
         else:
@@ -310,6 +335,7 @@ class Engine:
             self.native.set_factors(i, factors)
             if self.config.scoring == "numpy":
                 self._factors[i] = factors
+        self._loaded = request.project
 
     def clear(self) -> None:
         """Forget the sequence and its guide; the memory stays."""
@@ -323,7 +349,7 @@ class Engine:
         self.counters = Counters()
 
     def renewed(self, config: Config, also_track: Iterable[Tracked] = ()) -> Engine:
-        """Return an engine over the same model with other options; open it, and this one is done.
+        """Return an engine over the same model with other options; once it is opened, this one is done.
 
         What this one tracks, the new one tracks too, so that it can :meth:`restore` its snapshots.
         """
@@ -370,6 +396,8 @@ class Engine:
                 f"allocation={allocation!r} needs segments that may grow, and this cache was opened for"
                 " equal ones; name it before the first token is read"
             )
+        if self.is_open:
+            self._load_factors(chosen)
         self.policy, self._allocator = chosen, allocator
         if budget is not None:
             self.budget = budget
@@ -378,8 +406,6 @@ class Engine:
             policy=chosen.name,
             allocation=allocation or self.config.allocation,
         )
-        if policy is not None and self.is_open:
-            self._load_factors()
 
     def save(self) -> Snapshot:
         """Copy the sequence; :meth:`restore` goes on from there as if nothing had happened since."""
@@ -494,15 +520,20 @@ class Engine:
 
     def _track(self) -> None:
         """Bring what is tracked up to date with the newest queries."""
-        n, self._n_untracked = self._n_untracked, 0
-        if n == 0:
+        if self._n_untracked == 0:
             return
+        # A query that is counted twice or not at all is missing from every later eviction.
+        self.native.finish(self._track_newest)
+
+    def _track_newest(self) -> None:
+        n = self._n_untracked
         for kind in self._kinds - {"repeat"}:
             figures = self.rows.figures(kind)
             if figures is None:
                 self._moments.add(self.native, n)
             else:
                 track_native(self.native, kind, n, self.counters.seen, figures)
+        self._n_untracked = 0
 
     def repeat(self) -> None:
         """Have repeated what was read since the last time; the newest queries are no longer observed after it."""
@@ -682,6 +713,7 @@ class Engine:
         moments = self._moments if policy.track == "queries" else None
         if request is None:
             return observe_nothing(positions, event, tracked)
+        self._load_factors(policy)
         if request.reductions:
             extra = [name for name in self._allocator.reductions if name not in request.reductions]
             request = replace(request, reductions=(*request.reductions, *extra))

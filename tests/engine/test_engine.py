@@ -363,3 +363,29 @@ def test_the_question_guides_evictions_in_the_answer_too(open_llama, tokens):
         kept.append(engine.rows.positions)
     assert kept[0].shape == kept[1].shape
     assert (kept[0] != kept[1]).any()
+
+
+def test_the_cache_that_is_replaced_counts_as_free(open_llama, tokens, monkeypatch):
+    """A machine that holds one of them at a time."""
+    llama = open_llama(MODELS["llama-gqa-2"], policy="full")
+    engine = llama.engine
+    engine.open(700, 16, 0)
+    allocated = sum(llama.native.allocated().values())
+    rest = allocated // 2
+    monkeypatch.setattr(
+        "restkv_local.engine.psutil.virtual_memory", lambda: type("M", (), {"available": rest})
+    )
+    engine.open(1000, 16, 0)
+    assert engine.capacity > 768
+    with pytest.raises(ConfigError, match="are free"):
+        engine.open(10_000, 16, 0)
+
+
+def test_a_renewed_engine_makes_a_cache_of_its_own(open_llama, tokens):
+    llama = open_llama(MODELS["llama-gqa-2"])
+    old = read(llama, tokens(40))
+    renewed = old.renewed(old.config)
+    renewed.open(600, 16, 0)
+    renewed.read(tokens(50))
+    check_invariants(renewed)
+    assert renewed.rows.used == 50

@@ -1,11 +1,13 @@
 """Ctrl-C at the moments that leave a session between two states."""
 
 import _thread
+import threading
 import time
 
 import numpy as np
 import pytest
 
+from restkv_local import engine as engine_module
 from tests import builders
 from tests.engine.test_engine import check_invariants, read
 
@@ -69,3 +71,128 @@ def test_a_token_that_was_decoded_too_late_to_stop_is_not_there(open_llama, toke
     assert engine.counters.seen == 40
     engine.step(tokens(1)[0])
     check_invariants(engine)
+
+
+def stop_next_decode(monkeypatch, llama):
+    """Press Ctrl-C just before the next tokens are decoded."""
+    decode = llama.native._llama.llama_decode
+
+    def early(*args):
+        monkeypatch.setattr(llama.native._llama, "llama_decode", decode)
+        _thread.interrupt_main()
+        time.sleep(0.05)
+        return decode(*args)
+
+    monkeypatch.setattr(llama.native._llama, "llama_decode", early)
+
+
+@pytest.mark.parametrize("policy", ["h2o", "lru", "expected-attention"])
+def test_what_was_observed_before_ctrl_c_still_counts(open_llama, tokens, monkeypatch, policy):
+    text, more = tokens(45), tokens(300, seed=3)
+    llama, calm = open_llama(MODEL, policy=policy), open_llama(MODEL, policy=policy)
+    for one in (llama, calm):
+        read(one, text)
+    stop_next_decode(monkeypatch, llama)
+    with pytest.raises(KeyboardInterrupt):
+        llama.engine.step(tokens(1)[0])
+    for one in (llama, calm):
+        one.engine.read(more)
+    assert calm.engine.counters.events > 0
+    np.testing.assert_array_equal(llama.engine.rows.positions, calm.engine.rows.positions)
+
+
+def test_a_full_cache_can_still_be_evicted_from_after_ctrl_c(open_llama, tokens, monkeypatch):
+    llama = open_llama(MODEL, guide="off")
+    engine = llama.engine
+    engine.open(600, 16, 0)
+    engine.read(tokens(engine.capacity - 30))
+    stop_next_decode(monkeypatch, llama)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step(tokens(1)[0])
+    engine.read(tokens(60, seed=3))
+    assert engine.counters.events == 1
+    check_invariants(engine)
+
+
+@pytest.mark.parametrize("policy", ["h2o", "expected-attention"])
+def test_no_query_is_counted_twice_or_left_out(open_llama, tokens, monkeypatch, policy):
+    options = {"policy": policy, "n_ubatch": 256}
+    llama, calm = open_llama(MODEL, **options), open_llama(MODEL, **options)
+    for one in (llama, calm):
+        one.engine.open(600, 16, 0)
+        one.engine.read(tokens(200), evict=False)
+    name = "query_moments" if policy == "expected-attention" else "score"
+    call, calls = getattr(llama.native, name), []
+
+    def press(*args, **options):
+        calls.append(name)
+        if len(calls) == 3:
+            _thread.interrupt_main()
+            time.sleep(0.05)
+        return call(*args, **options)
+
+    monkeypatch.setattr(llama.native, name, press)
+    with pytest.raises(KeyboardInterrupt):
+        llama.engine.save()
+    monkeypatch.undo()
+    stopped, whole = llama.engine.save(), calm.engine.save()
+    assert len(calls) > 3
+    assert stopped.moments.n == whole.moments.n
+    for kind, figures in whole.rows.figures.items():
+        np.testing.assert_array_equal(stopped.rows.figures[kind], figures)
+
+
+@pytest.mark.parametrize("scoring", ["native", "numpy"])
+@pytest.mark.parametrize("where", ["open", "use"])
+def test_output_factors_that_ctrl_c_cut_short_are_loaded_again(
+    open_llama, tokens, monkeypatch, scoring, where
+):
+    policy = "restkv" if where == "open" else "snapkv"
+    llama = open_llama(MODEL, policy=policy, scoring=scoring)
+    calm = open_llama(MODEL, policy="restkv", scoring=scoring)
+    load = engine_module.load_output_factors
+
+    def stopped(shape):
+        yield next(load(shape))
+        raise KeyboardInterrupt
+
+    engine = llama.engine
+    if where == "use":
+        engine.open(600, 16, 0)
+    monkeypatch.setattr(engine_module, "load_output_factors", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        engine.open(600, 16, 0) if where == "open" else engine.use(policy="restkv")
+    monkeypatch.undo()
+    assert engine.policy.name == policy
+    if where == "use":
+        engine.use(policy="restkv")
+    for one in (llama, calm):
+        one.engine.open(600, 16, 0)
+        one.engine.read(tokens(250), evict=False)
+    np.testing.assert_array_equal(engine.plan(8).keep, calm.engine.plan(8).keep)
+
+
+def test_ctrl_c_pressed_again_and_again_waits_for_the_worker(open_llama, tokens, monkeypatch):
+    """A native call that went on would work in a cache that is being freed."""
+    native = open_llama(MODEL).native
+    busy = threading.Event()
+    done = []
+
+    def work():
+        busy.set()
+        time.sleep(0.5)
+        done.append(True)
+
+    def press():
+        busy.wait()
+        for _ in range(4):
+            _thread.interrupt_main()
+            time.sleep(0.05)
+
+    for call in (native._run, native.finish):
+        done.clear()
+        busy.clear()
+        threading.Thread(target=press).start()
+        with pytest.raises(KeyboardInterrupt):
+            call(work)
+        assert done

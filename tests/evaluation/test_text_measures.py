@@ -92,10 +92,10 @@ def test_without_a_full_cache_the_perplexity_is_there_and_the_rest_is_told(
     """A text that memory does not hold whole."""
     check = Engine._check_memory
 
-    def refuse(self, n_rows, row_bytes):
+    def refuse(self, n_rows):
         if n_rows > 300:
             raise ConfigError("too many rows")
-        check(self, n_rows, row_bytes)
+        check(self, n_rows)
 
     monkeypatch.setattr(Engine, "_check_memory", refuse)
     cells = grid(budgets="64", prefills="bounded")

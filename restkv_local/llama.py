@@ -472,8 +472,10 @@ class Llama(LoadedModel):
         ------
         InputError
             If it is no saved state.
+        ConfigError
+            If it was saved under a policy that keeps other figures; nothing has changed then, nor with the next.
         NativeError
-            If it belongs to another model; nothing has changed then.
+            If it belongs to another model.
         """
         self._completer.load(state)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from restkv_local.errors import BusyError
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 class TurnTaking:
     """Who may use the cache now: the newest call of the thread that uses it.
 
-    A stream that nobody finished does not lock its own thread out: a new call there takes over, and the
-    stream, should it ever be asked for more, says so. Another thread is refused until the call has ended.
+    A stream that nobody finished does not lock its own thread out: a new call there closes it and takes over,
+    and the stream, should it ever be asked for more, says so. Another thread is refused until the call has ended.
     """
 
     def __init__(self) -> None:
@@ -24,21 +24,35 @@ class TurnTaking:
         self._turn: Turn | None = None
 
     @contextmanager
-    def turn(self) -> Iterator[Turn]:
+    def call(self) -> Iterator[None]:
+        """Use the model for the length of the block; raises BusyError as :meth:`turn` does."""
+        with self.turn() as turn, turn.work():
+            yield
+
+    @contextmanager
+    def turn(self, stream: Generator[Any, None, None] | None = None) -> Iterator[Turn]:
         """Hold the model until the block ends.
+
+        Parameters
+        ----------
+        stream : generator, optional
+            What the turn yields from: the next turn closes it, so that it leaves its session in order.
 
         Raises
         ------
         BusyError
             If another thread holds it.
         """
-        turn = Turn(self)
+        turn = Turn(self, stream)
         # Not waiting: a callback of the running call may be what asks.
         if not self._lock.acquire(blocking=False):
             raise _busy()
         try:
             if self._turn is not None and self._turn.thread != turn.thread:
                 raise _busy()
+            before, self._turn = self._turn, None
+            if before is not None and before.stream is not None:
+                before.stream.close()
             self._turn = turn
         finally:
             self._lock.release()
@@ -52,8 +66,9 @@ class TurnTaking:
 class Turn:
     """One call's hold of the model."""
 
-    def __init__(self, turns: TurnTaking) -> None:
+    def __init__(self, turns: TurnTaking, stream: Generator[Any, None, None] | None) -> None:
         self._turns = turns
+        self.stream = stream
         self.thread = threading.get_ident()
 
     @contextmanager
@@ -80,7 +95,7 @@ def in_turn(turns: TurnTaking, stream: Generator[T, None, None]) -> Generator[T,
     BusyError
         If another thread holds the model, or a newer call has taken over.
     """
-    with turns.turn() as turn, closing(stream):
+    with turns.turn(stream) as turn, closing(stream):
         while True:
             with turn.work():
                 try:

@@ -155,8 +155,9 @@ class DocumentReader:
         self._kept: Reading | None = None
         # Read for each question, prompts have nothing in common but the system prompt.
         self._before = [] if self.mode == "per-question" else self._common_tokens()
-        self._old = llama.engine
-        self._take_over()
+        with llama.turns.call():
+            self._old = llama.engine
+            self._take_over()
 
     def _take_over(self) -> None:
         config = self._old.config
@@ -179,8 +180,9 @@ class DocumentReader:
 
     def close(self) -> None:
         """Forget the documents and give the model its own settings back."""
-        self._llama.native.release()
-        self._llama.engine = self._old
+        with self._llama.turns.call():
+            self._llama.native.release()
+            self._llama.engine = self._old
 
     def __enter__(self) -> DocumentReader:
         """Return the reader itself."""
@@ -206,6 +208,10 @@ class DocumentReader:
         """
         if self.mode == "per-question":
             return None
+        with self._llama.turns.call():
+            return self._read_shared(on_progress)
+
+    def _read_shared(self, on_progress: OnProgress | None) -> ReadingReport:
         guide = self._shared_guide() if self.mode == "shared" else []
         logits, report = self._read(self._before, guide, on_progress)
         try:
@@ -278,12 +284,12 @@ class DocumentReader:
     def _go_back(self, prompt: _Prompt, notes: list[str], on_progress: OnProgress | None) -> int:
         """Put the reading in place that all questions share; return tokens read for it."""
         if self.reading is None:
-            self.read(on_progress=on_progress)
+            self._read_shared(on_progress)
         elif self._kept is not None:
             self._engine.restore(self._kept.snapshot)
         else:
             notes.append("this model's cache cannot be copied: the documents were read again")
-            self.read(on_progress=on_progress)
+            self._read_shared(on_progress)
             return len(prompt.before)
         return 0
 

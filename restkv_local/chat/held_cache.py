@@ -45,8 +45,8 @@ class HeldCache:
         self._counters = self.engine.counters  # whoever else fills this cache makes new ones
 
     def held(self) -> str:
-        """Return what the cache stands for: nothing, once somebody else has used it."""
-        if self.engine.counters is not self._counters:
+        """Return what the cache stands for: nothing, once somebody else has used it or freed it."""
+        if self.engine.counters is not self._counters or not self.engine.is_open:
             self.text = ""
         return self.text
 
@@ -75,6 +75,8 @@ class HeldCache:
         """Put a cache in place that stands for ``text``; False if the open one cannot take it."""
         if tracked_kinds(snapshot) != self.engine.tracks:
             return False
+        if not self.engine.is_open:  # somebody else freed it
+            self.engine.open(*self.opened)
 
         def restore() -> None:
             self.engine.restore(snapshot)

@@ -87,6 +87,9 @@ class ChatSession:
         self._system = system
         self._readings = readings
         self._fingerprint = ""
+        self._files: dict[
+            Path, str
+        ] = {}  # when each was written, as far as this conversation knows
         self._moments = Moments(self._engine.config.undo_mib << 20)
         self._cache = HeldCache(llama)
         self.report = TurnReport(llama.shape.name, llama.version)
@@ -113,10 +116,11 @@ class ChatSession:
 
     def clear(self) -> None:
         """Start over: no messages but the system prompt, no rows."""
-        self._turns: list[Turn] = []
-        self._moments.clear()
-        self._llama.sampler.reset()
-        self._cache.forget()
+        with self._llama.turns.call():
+            self._turns: list[Turn] = []
+            self._moments.clear()
+            self._llama.sampler.reset()
+            self._cache.forget()
 
     def context(self) -> ContextView:
         """Return what the cache holds now."""
@@ -214,6 +218,10 @@ class ChatSession:
         InputError
             If there are fewer turns.
         """
+        with self._llama.turns.call():
+            return self._undo(n)
+
+    def _undo(self, n: int) -> str:
         if not 1 <= n <= len(self._turns):
             raise InputError(f"there are {len(self._turns)} turns to undo; got {n}")
         self._llama.sampler.n_drawn = self._turns[-n].n_drawn
@@ -264,6 +272,10 @@ class ChatSession:
         ConfigError
             If it is no budget or does not fit the machine; nothing has changed then.
         """
+        with self._llama.turns.call():
+            return self._set_budget(budget)
+
+    def _set_budget(self, budget: int | str) -> str:
         return self._reconfigure(replace(self._engine.config, budget=budget))
 
     def set_policy(self, policy: str, allocation: str | None = None) -> str:
@@ -279,6 +291,10 @@ class ChatSession:
         ConfigError
             If there is no such rule, or these two do not go together; nothing has changed then.
         """
+        with self._llama.turns.call():
+            return self._set_policy(policy, allocation)
+
+    def _set_policy(self, policy: str, allocation: str | None) -> str:
         engine = self._engine
         try:
             engine.use(policy=policy, allocation=allocation)
@@ -330,10 +346,18 @@ class ChatSession:
         Raises
         ------
         SessionFileError
-            If it cannot be written; what was there is unchanged.
+            If it cannot be written, or somebody else wrote the file since this conversation last read or wrote
+            it; what was there is unchanged.
         """
+        path = Path(path)
+        with self._llama.turns.call():
+            saved = self._pack()
+        write_session(path, saved, replaces=self._files.get(path.resolve()))
+        self._files[path.resolve()] = saved.saved
+
+    def _pack(self) -> SavedSession:
         sampler = self._llama.sampler
-        saved = SavedSession(
+        return SavedSession(
             model=self._llama.shape.name,
             fingerprint=self.fingerprint,
             library=library_stamp(),
@@ -346,7 +370,6 @@ class ChatSession:
             n_drawn=sampler.n_drawn,
             snapshot=self._cache.snapshot(),
         )
-        write_session(Path(path), saved)
 
     def load(
         self, session: str | Path | SavedSession, changes: Mapping[str, Any] | None = None
@@ -373,6 +396,10 @@ class ChatSession:
             If a change does not fit the session, or the machine does not hold the cache.
         """
         saved = session if isinstance(session, SavedSession) else read_session(Path(session))
+        with self._llama.turns.call():
+            return self._load(saved, changes)
+
+    def _load(self, saved: SavedSession, changes: Mapping[str, Any] | None) -> str:
         saved.check_model(self.fingerprint, self._llama.shape.name)
         changes = {
             name: value
@@ -386,7 +413,8 @@ class ChatSession:
         if snapshot is not None and saved.library != library_stamp():
             snapshot, why = None, f": its cache was made by another library ({saved.library})"
         kinds = tracked_kinds(snapshot) if snapshot is not None else ()
-        self._engine.renewed(replace(config, **rules))  # rules that cannot be are refused now
+        # Rules that cannot be are refused now.
+        self._engine.renewed(replace(config, **rules)).check(*saved.opened)
         renewed = self._engine.renewed(config, kinds)
         moved = False
         with self._cache.or_as_before():
@@ -398,15 +426,17 @@ class ChatSession:
         self._use_sampling(config, saved.seed if seed < 0 else seed, saved.n_drawn)
         self._system, self._turns = saved.system, list(saved.turns)
         self._cache.opened = saved.opened
+        if saved.path is not None:
+            self._files[saved.path.resolve()] = saved.saved
         self._moments.clear()
         if not moved:
             self._cache.forget()
         ways = [BY_SNAPSHOT if moved else READ_AGAIN + why] if saved.turns else []
         if rules.keys() & {"policy", "allocation"}:
             policy = rules.get("policy", config.policy)
-            ways.append(f"rules: {self.set_policy(policy, rules.get('allocation'))}")
+            ways.append(f"rules: {self._set_policy(policy, rules.get('allocation'))}")
         if "budget" in rules:
-            ways.append(f"budget: {self.set_budget(rules['budget'])}")
+            ways.append(f"budget: {self._set_budget(rules['budget'])}")
         return "; ".join(ways)
 
     def _use_sampling(self, config: Config, seed: int, n_drawn: int) -> None:
@@ -514,22 +544,24 @@ class ChatSession:
             self._keep_moment(len(earlier))
         logits, way = self._rewind(rendered, request)
         tokens = self._tokenize_rest(rendered)
-        if way:
-            notes.append(f"{way}, {len(tokens):,} tokens read")
-        if request.replaces and not request.draws_anew and self._engine.config.temp == 0:
-            notes.append("temp 0 draws nothing: the same cache answers the same")
         # Read again from the start, the new question alone decides.
         before = [] if request.afresh else [turn.question for turn in earlier]
         guide = question_guide(self._native, self._engine.config, rendered, turn.guide, before)
-        key = None
+        key, found = None, None
         if not self._cache.text:
             key = self._open(tokens, guide, is_first=not earlier and not request.afresh)
-            if key is not None and (found := self._find_reading(key, rendered)) is not None:
-                notes.append(f"read before: {len(tokens):,} tokens from the cache folder")
-                logits, tokens, key = found, [], None
+            if key is not None:
+                found = self._find_reading(key, rendered)
         elif not self._cache.make_room(len(tokens)):
             tokens = self._tokenize_rest(rendered)
-            notes.append(f"a larger cache, {len(tokens):,} tokens read")
+            way = "; ".join(part for part in (way, "a larger cache") if part)
+        if found is not None:
+            notes.append(f"read before: {len(tokens):,} tokens from the cache folder")
+            logits, tokens, key = found, [], None
+        elif way:
+            notes.append(f"{way}, {len(tokens):,} tokens read")
+        if request.replaces and not request.draws_anew and self._engine.config.temp == 0:
+            notes.append("temp 0 draws nothing: the same cache answers the same")
         return _Prompt(turn, earlier, rendered, tokens, guide, logits, key)
 
     def _rewind(self, rendered: str, request: _Request) -> tuple[F32 | None, str]:

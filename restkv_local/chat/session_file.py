@@ -59,6 +59,8 @@ class SavedSession:
         The cache. None if nothing was read or it cannot be kept: the turns are read again then.
     saved : str
         When, as ISO 8601.
+    path : Path or None
+        The file it was read from.
     """
 
     model: str
@@ -73,8 +75,9 @@ class SavedSession:
     n_drawn: int
     snapshot: Snapshot | None
     saved: str = dataclasses.field(
-        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
+        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     )
+    path: Path | None = dataclasses.field(default=None, compare=False)
 
     def check_model(self, fingerprint: str, name: str) -> None:
         """Refuse any model but the one of the conversation.
@@ -118,8 +121,17 @@ def list_sessions() -> list[Path]:
     return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def write_session(path: Path, session: SavedSession) -> None:
+def write_session(path: Path, session: SavedSession, *, replaces: str | None = None) -> None:
     """Write a session; a file that is there and is none is left alone.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    session : SavedSession
+        What.
+    replaces : str, optional
+        When the file that is there was saved. Another one is left alone then.
 
     Raises
     ------
@@ -128,12 +140,17 @@ def write_session(path: Path, session: SavedSession) -> None:
     """
     if path.exists():
         try:
-            read_meta(path, KIND)
+            saved = read_meta(path, KIND).get("saved")
         except SessionFileError as error:
             raise SessionFileError(
                 f"{show_path(path)} is there and is no session of this version, so it is not "
                 "replaced: choose another name or remove it"
             ) from error
+        if replaces is not None and saved != replaces:
+            raise SessionFileError(
+                f"{show_path(path)} was saved by somebody else meanwhile, so it is not replaced: "
+                "save this conversation under another name, or load that one"
+            )
     meta = {field: getattr(session, field) for field in _PLAIN}
     meta["config"] = dataclasses.asdict(session.config)
     meta["turns"] = [dataclasses.asdict(turn) for turn in session.turns]
@@ -160,6 +177,7 @@ def read_session(path: str | Path) -> SavedSession:
             config=Config(**meta["config"]),
             turns=tuple(_turn(turn) for turn in meta["turns"]),
             snapshot=unpack_snapshot(meta["snapshot"], arrays) if "snapshot" in meta else None,
+            path=path,
         )
     except (KeyError, TypeError, ConfigError) as error:
         raise SessionFileError(

@@ -16,10 +16,11 @@ from restkv_local.chat.guide import ending_guide
 from restkv_local.chat.text_stream import TextStream
 from restkv_local.compat.completion_options import CompletionOptions, Tokens
 from restkv_local.engine import Counters, Engine, Progress, Snapshot
-from restkv_local.errors import ConfigError, InputError
+from restkv_local.errors import ConfigError, InputError, RestKVError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import NativeContext
 from restkv_local.native.sampler import Sampler
+from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import Turn, taken_over
 from restkv_local.types import F32
 
@@ -411,7 +412,7 @@ class Completer:
 
     def reset(self) -> None:
         """Forget every token."""
-        with self._llama.turns.turn() as turn, turn.work():
+        with self._llama.turns.call():
             self._forget()
 
     def _forget(self) -> None:
@@ -421,7 +422,7 @@ class Completer:
 
     def save(self) -> SavedState:
         """Copy what the cache stands for, its rows and the state of the draws."""
-        with self._llama.turns.turn() as turn, turn.work():
+        with self._llama.turns.call():
             sampler, held = self._llama.sampler, self._known()
             if held is None:
                 if self._engine.is_open and self._engine.counters.seen:
@@ -440,15 +441,34 @@ class Completer:
             raise InputError(
                 f"load_state() takes what save_state() returned; got {type(state).__name__}"
             )
-        with self._llama.turns.turn() as turn, turn.work():
-            engine, sampler = self._engine, self._llama.sampler
+        with self._llama.turns.call():
             if state._snapshot is None or state._held is None:
                 self._forget()
             else:
-                engine.open(*state._held.opened)
-                engine.restore(state._snapshot)
-                self._held = state._held.copy(engine.counters)
+                self._put(state._snapshot, state._held)
+            sampler = self._llama.sampler
             sampler.seed, sampler.n_drawn = state.seed, state.n_drawn
+
+    def _put(self, snapshot: Snapshot, held: _Held) -> None:
+        """Put a snapshot in place; if this cache cannot take it, what it held is there again."""
+        engine, before = self._engine, self._known()
+        if tracked_kinds(snapshot) != engine.tracks:
+            raise ConfigError(
+                "this state was saved under another policy, which keeps other figures of every row:"
+                " load it into a Llama with the options of the one that saved it"
+            )
+        rows = engine.save() if before is not None else None
+        try:
+            engine.open(*held.opened)
+            engine.restore(snapshot)
+        except RestKVError:
+            self._forget()
+            if before is not None and rows is not None:
+                engine.open(*before.opened)
+                engine.restore(rows)
+                self._held = before.copy(engine.counters)
+            raise
+        self._held = held.copy(engine.counters)
 
 
 def _choice(

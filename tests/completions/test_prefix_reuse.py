@@ -176,6 +176,25 @@ def test_an_empty_state_is_a_state(llm, tokens):
     assert llm(tokens(50), max_tokens=1)["kv"]["seen"] == 50
 
 
+def test_a_state_that_cannot_be_taken_up_changes_nothing(open_llama, llm, tokens):
+    text = tokens(80)
+    llm(tokens(300), max_tokens=1)
+    state = llm.save_state()
+    others = {
+        "another model": open_llama(builders.llama(n_layer=3), policy="full"),
+        "other figures": open_llama(TINY, policy="h2o"),
+    }
+    for why, other in others.items():
+        other(text, max_tokens=1)
+        before = other.save_state()
+        with pytest.raises(RestKVError) as error:
+            other.load_state(state)
+        assert "\n" not in str(error.value)
+        after = other.save_state()
+        assert after.input_ids.tolist() == before.input_ids.tolist() != [], why
+        assert after._snapshot.state == before._snapshot.state
+
+
 def test_what_cannot_be_saved_or_loaded_is_said(open_llama, llm, tokens):
     "".join(ChatSession(llm).send("the code"))
     with pytest.raises(InputError, match="ChatSession"):

@@ -8,6 +8,8 @@ import time
 import pytest
 
 from restkv_local import ChatSession
+from restkv_local.chat.ask import DocumentReader, ask
+from restkv_local.documents import parse_document
 from restkv_local.errors import BusyError, RestKVError
 from restkv_local.turn_taking import TurnTaking
 from tests.completions.conftest import TINY, text_of
@@ -210,3 +212,55 @@ def test_a_newer_call_of_the_same_thread_ends_a_conversations_stream(llm):
     llm("other", **OPTIONS)
     with pytest.raises(BusyError, match="a newer call has taken"):
         next(stream)
+
+
+def test_no_other_thread_takes_the_cache_from_a_running_call(llm, tokens):
+    """Conversations and readers free the cache when they begin, end or change: that must wait."""
+    session = ChatSession(llm)
+    reader = DocumentReader(llm, [parse_document(b"a text", "text")], mode="ingest")
+    expected = text_of(llm(tokens(100), **OPTIONS))
+    calls = [
+        lambda: ChatSession(llm),
+        session.clear,
+        session.undo,
+        lambda: session.set_budget(70),
+        lambda: session.set_policy("snapkv"),
+        lambda: session.save("never.restkv"),
+        lambda: next(ask(llm, "a text", ["why?"])),
+        reader.read,
+        reader.close,
+    ]
+    refused = []
+
+    def meanwhile(ids, logits):
+        refused.extend(in_thread(call) for call in calls)
+        return len(refused) > len(calls)
+
+    said = text_of(llm(tokens(100), stopping_criteria=meanwhile, **OPTIONS))
+    assert expected.startswith(said)
+    assert len(refused) >= len(calls)
+    assert all(isinstance(error, BusyError) for error in refused)
+
+
+@pytest.mark.parametrize("do", ["send", "clear", "load", "undo", "another"])
+def test_a_stream_left_open_ends_before_the_next_call(llm, tmp_path, do):
+    """What was said so far stays, and closing the stream later changes nothing."""
+    session = ChatSession(llm)
+    "".join(session.send("one"))
+    session.save(tmp_path / "one.restkv")
+    stream = session.send("two")
+    said = next(stream)
+    if do == "send":
+        "".join(session.send("three"))
+    elif do == "another":
+        "".join(ChatSession(llm).send("three"))
+    else:
+        {"clear": session.clear, "load": lambda: session.load(tmp_path / "one.restkv"),
+         "undo": session.undo}[do]()  # fmt: skip
+    turns = session.turns
+    asked = {"send": ["one", "two", "three"], "clear": [], "another": ["one", "two"]}
+    assert [turn.question for turn in turns] == asked.get(do, ["one"])
+    if len(turns) > 1:
+        assert turns[1].answer == said
+    stream.close()
+    assert session.turns == turns

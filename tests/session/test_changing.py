@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from restkv_local import ChatSession
+from restkv_local.chat.ask import ask
 from restkv_local.chat.session_file import read_session, write_session
 from restkv_local.errors import ConfigError, SessionFileError
 from tests.session.conversation import MODEL, SWA, assert_same_cache, cache, prose, say, talk
@@ -248,6 +249,45 @@ def test_a_written_session_replaces_its_older_self_only(open_chat, tmp_path):
     assert len(saved.turns) == 4
     write_session(tmp_path / "b", saved)
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_a_file_that_somebody_else_wrote_meanwhile_is_not_replaced(open_chat, tmp_path):
+    """Two programs with one session: neither loses a turn without a word."""
+    path = tmp_path / "a"
+    one = begin(open_chat(MODEL, **LONG))
+    one.save(path)
+    other = open_chat(MODEL, **LONG)
+    other.load(path)
+    talk(other, 1, first=5)
+    other.save(path)
+    data = path.read_bytes()
+    talk(one, 1, first=6)
+    with pytest.raises(SessionFileError, match="was saved by somebody else meanwhile") as error:
+        one.save(path)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == data
+    other.save(path)
+    one.save(tmp_path / "b")
+    one.load(path)
+    one.save(path)
+
+
+def test_a_budget_that_does_not_hold_the_files_system_prompt_changes_nothing(open_chat, tmp_path):
+    long = open_chat(MODEL, system=prose(30), **LONG | {"budget": 400})
+    begin(long).save(tmp_path / "a")
+    session = begin(open_chat(MODEL, **LONG))
+    unchanged(
+        session, lambda: session.load(tmp_path / "a", {"budget": 60}), ConfigError, "at least"
+    )
+
+
+def test_a_reader_that_was_closed_leaves_a_conversation_that_goes_on(open_chat):
+    session = begin(open_chat(MODEL, **LONG))
+    (answer,) = ask(session.llama, "the ferry left in the morning", ["when?"])
+    assert answer.response
+    say(session, "why?")
+    assert len(session.turns) == 4
+    assert "by snapshot" in session.report.notes[0]
 
 
 def test_two_conversations_share_a_model_and_lose_nothing_but_time(open_chat):

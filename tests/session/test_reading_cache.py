@@ -142,6 +142,16 @@ def test_whatever_decides_a_row_decides_the_name():
     assert key(config=Config(temp=0.0, n_threads=3, undo_mib=0)) == key()
 
 
+def test_what_came_from_the_cache_is_not_said_to_be_read_again(open_chat, tmp_path):
+    session = open_chat(MODEL, readings=ReadingCache(tmp_path / "r"), **OPTIONS | {"undo_mib": 0})
+    say(session, "what?", documents=[BOOK])
+    n_read = session.report.timings["prompt_n"]
+    "".join(session.regenerate())
+    assert session.report.timings["prompt_n"] == 0
+    assert session.report.notes[0] == f"read before: {n_read:,} tokens from the cache folder"
+    assert not any("read again" in note for note in session.report.notes)
+
+
 @pytest.mark.parametrize("policy", ["restkv", "h2o", "kvzip"])
 @pytest.mark.parametrize("undo_mib", [0, 64])
 def test_the_same_text_is_read_once(open_chat, tmp_path, policy, undo_mib):

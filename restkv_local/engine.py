@@ -435,7 +435,6 @@ class Engine:
         *,
         guide: Sequence[int] = (),
         evict: bool = True,
-        to_budget: bool = True,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         """Read a prompt within the budget; logits of its last token are ready afterwards.
@@ -449,8 +448,6 @@ class Engine:
             the newest queries choose.
         evict : bool
             False: leave everything in place, for :meth:`plan` to look at.
-        to_budget : bool
-            End a prompt that took several evictions with the budget's rows. False: the last chunks stay whole.
         on_progress : callable, optional
             Called after each chunk.
 
@@ -480,7 +477,7 @@ class Engine:
         if self.config.prefill == "full":
             # Evicted once by its own newest queries: the papers' protocol, and their rule.
             self.evict()
-        elif to_budget and self.counters.events > n_events + 1:
+        elif self.counters.events > n_events + 1:
             # What was promised, and an answer is written the faster the fewer rows there are to look at. After a
             # single eviction, as turns of a conversation take, one more would cost too much of what was asked before.
             self._evict_read(tokens)

@@ -25,9 +25,8 @@ class Cache:
     options : mapping
         Fields of Config.
     shifts : bool
-        Whether it forgets as llama.cpp's context shift does: when the next tokens have no room, the older half
-        of what follows the first ``n_sink`` goes, and the rest is renumbered. Here half of the capacity stays
-        while reading; while writing, a chunk goes, and only when not even one row is left.
+        Whether it forgets as llama.cpp's context shift does: when no row is left for the next token, read or
+        written, the older half of what follows the first ``n_sink`` goes, and the rest is renumbered.
     """
 
     name: str

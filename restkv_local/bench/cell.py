@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from restkv_local.bench import N_GEN, N_PROMPT
 from restkv_local.bench.profile import Profile
+from restkv_local.bench.shift import ContextShift
 from restkv_local.bench.text import QUESTION, tokenize_text
 from restkv_local.config import DEFAULTS
 from restkv_local.engine import Engine
@@ -77,34 +79,31 @@ def measure(cell: Cell) -> dict[str, Any]:
         engine.read(text[:n_ubatch])
         engine.step(text[0])
         engine.clear()
+        read: Callable[[Sequence[int]], None] = partial(engine.read, guide=guide)
+        step = engine.step
         if cell.shifts:
-            engine.use(budget=_shifted(engine))
+            shift = ContextShift(engine)
+            read, step = shift.read, shift.step
 
         profile.start()
         start = time.perf_counter()
-        # llama.cpp shifts when a chunk has no room, not for the answer.
-        engine.read(prompt, guide=guide, to_budget=not cell.shifts)
+        read(prompt)
         ttft_s = time.perf_counter() - start if prompt else None
         reading = profile.stop()
         counters = replace(engine.counters)
 
-        if cell.shifts:
-            # While writing, shift only when no room at all is left.
-            engine.use(budget=engine.capacity - n_ubatch)
         steps, rows = [], []
         profile.start()
         for token in rest[: cell.n_gen]:
             start = time.perf_counter()
-            engine.step(token)
+            step(token)
             steps.append(time.perf_counter() - start)
             rows.append(engine.rows.mean)
         writing = profile.stop()
 
-        _go_back(engine, prompt, guide, cell.n_gen, n_events=counters.events)
-        if cell.shifts:
-            engine.use(budget=_shifted(engine))
+        _go_back(engine, cell.n_gen, partial(read, prompt), n_events=counters.events)
         start = time.perf_counter()
-        engine.read(rest[: cell.n_prompt], guide=guide, to_budget=not cell.shifts)
+        read(rest[: cell.n_prompt])
         pp_s = time.perf_counter() - start
         return {
             "ttft_s": ttft_s,
@@ -132,13 +131,7 @@ def _tokenize_guide(llama: Llama) -> list[int]:
     return llama.native.tokenize(question, add_special=False)
 
 
-def _shifted(engine: Engine) -> int:
-    """Rows that a context shift leaves of a full cache."""
-    n_sink = engine.config.n_sink
-    return n_sink + (engine.capacity - n_sink) // 2
-
-
-def _go_back(engine: Engine, prompt: list[int], guide: list[int], n: int, *, n_events: int) -> None:
+def _go_back(engine: Engine, n: int, read_again: Callable[[], None], *, n_events: int) -> None:
     """Bring the cache back to where the prompt ended, ``n`` tokens ago, as far as that makes a difference."""
     if not engine.policy.evicts:
         engine.native.remove_tail(n)
@@ -147,5 +140,5 @@ def _go_back(engine: Engine, prompt: list[int], guide: list[int], n: int, *, n_e
     elif n_events == 0:
         # Nothing had been evicted: the prompt is short, or memory is large.
         engine.clear()
-        engine.read(prompt, guide=guide)
+        read_again()
     # Else it goes on as after a longer prompt: how many tokens it saw before costs nothing.

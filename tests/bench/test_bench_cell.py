@@ -1,5 +1,6 @@
 """One cell, measured for real on a tiny model: the figures are those of what happened."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -47,12 +48,19 @@ def test_any_policy_and_allocation_can_be_measured(cell, policy, allocation):
     assert found["ttft_s"] > 0
 
 
-def test_context_shift_drops_about_half_each_time(cell):
-    found = measure(cell(depth=2000, shifts=True, policy="streamingllm", n_ubatch=16))
-    # Of 256 rows 130 stay: seven chunks of 16 later they are full again.
+@pytest.mark.parametrize("n_ubatch", [16, 64])
+def test_context_shift_drops_half_once_the_cache_is_full(cell, n_ubatch):
+    found = measure(cell(depth=2000, shifts=True, policy="streamingllm", n_ubatch=n_ubatch))
+    # Of 256 rows 130 stay, so that 126 tokens have room until the next shift.
     assert found["capacity"] == 256
-    assert found["events"] == pytest.approx((2000 - 256) / (7 * 16), abs=1)
+    assert found["events"] == math.ceil((2000 - 256) / 126)
     assert found["guide_ms"] < 1  # no probe: the clock alone
+
+
+def test_a_prompt_without_a_shift_is_read_again_before_more_is_read(cell):
+    found = measure(cell(depth=250, shifts=True, policy="streamingllm"))
+    assert found["events"] == 0
+    assert found["rows"] < 250  # the sixth token written found no row
 
 
 def test_nothing_read_before_has_no_time_to_first_token(cell):

@@ -125,17 +125,22 @@ def test_an_answer_begins_with_the_budgets_rows_and_the_texts_logits(
     if ends == "with the question":
         text[-12:] = guide
     llama = open_llama(MODELS["llama-gqa-2"])
-    engine = read(llama, text, guide=guide, to_budget=False)
-    n_before, expected = engine.counters.events, llama.native.logits().copy()
-    assert engine.rows.used > engine.budget
-    engine.clear()
+    engine = llama.engine
+    before = []
+    cut = engine._evict_read
+
+    def note_and_cut(tokens):
+        before.append((engine.counters.events, engine.rows.used, llama.native.logits().copy()))
+        cut(tokens)
 
     n_decoded = []
     decode = llama.native.decode
+    monkeypatch.setattr(engine, "_evict_read", note_and_cut)
     monkeypatch.setattr(llama.native, "decode", lambda t: (n_decoded.append(len(t)), decode(t)))
     read(llama, text, guide=guide)
+    ((n_before, used, expected),) = before
     assert engine.counters.events == n_before + 1
-    assert engine.rows.used == engine.budget
+    assert engine.rows.used == engine.budget < used
     np.testing.assert_array_equal(llama.native.logits(), expected)
     # Where the question ends the text, it is not read once more.
     n_probes = n_before if ends == "with the question" else n_before + 1

@@ -40,7 +40,7 @@ class Ceiling:
 def find_ceilings(
     samples: Iterable[Sample], caches: Sequence[str], *, whole: str = "full", n_gen: int
 ) -> list[Ceiling]:
-    """Compare each column with the line through the whole cache's steps.
+    """Compare each column with the whole cache's steps.
 
     Parameters
     ----------
@@ -61,8 +61,9 @@ def find_ceilings(
 
     Notes
     -----
-    Time a step = base + slope x rows, least squares over the medians: attention reads every row once, the rest of
-    the graph does not know how many there are.
+    The medians are joined by straight lines, which go on beyond the first and the last depth: attention reads every
+    row once, the rest of the graph does not know how many there are. One line through all of them would miss the
+    short steps, which a ceiling divides by: rows that no longer fit a processor's caches cost more each.
     """
     results = [sample for sample in samples if sample.result is not None]
 
@@ -82,8 +83,15 @@ def find_ceilings(
     if len(reference) < 2:
         return []
     rows, seconds = np.array(list(reference.values())).T
-    slope, base = map(float, np.polyfit(rows, seconds, 1))
-    if slope <= 0 or base <= 0:
+    slopes = np.diff(seconds) / np.diff(rows)
+
+    def cost(n_rows: float) -> float:
+        """Seconds of a step of the whole cache at as many rows."""
+        i = np.clip(np.searchsorted(rows, n_rows), 1, len(slopes)) - 1
+        return float(seconds[i] + slopes[i] * (n_rows - rows[i]))
+
+    base = cost(0)
+    if slopes.min() <= 0 or base <= 0:
         return []
     ceilings = []
     for cache in caches:
@@ -91,14 +99,13 @@ def find_ceilings(
             continue
         for depth, (n_rows, step) in medians(cache).items():
             if depth in reference:
-                n_whole, whole_step = reference[depth]
-                grown = slope * n_whole
+                _, whole_step = reference[depth]
                 ceilings.append(
                     Ceiling(
                         cache=cache,
                         depth=depth,
-                        attention=grown / (base + grown),
-                        ceiling=(base + grown) / (base + slope * n_rows),
+                        attention=1 - base / whole_step,
+                        ceiling=whole_step / cost(n_rows),
                         reached=whole_step / step,
                     )
                 )

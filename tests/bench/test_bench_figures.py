@@ -2,6 +2,7 @@
 
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,7 +110,7 @@ def test_noise_moves_with_scale_and_not_with_an_offset(values, other):
     base=st.floats(1e-3, 1), slope=st.floats(1e-7, 1e-4), rows=st.integers(100, 2000),
     loss=st.floats(1, 3),
 )  # fmt: skip
-def test_a_ceiling_is_the_line_through_the_whole_cache(base, slope, rows, loss):
+def test_where_steps_grow_in_a_line_the_ceiling_is_on_it(base, slope, rows, loss):
     def step(n, slower=1.0):
         return {"rows": float(n), "tg_s": 16 * (base + slope * n) * slower}
 
@@ -123,6 +124,35 @@ def test_a_ceiling_is_the_line_through_the_whole_cache(base, slope, rows, loss):
         assert c.ceiling == pytest.approx(ideal, rel=1e-3)
         assert c.reached == pytest.approx(ideal / loss, rel=1e-3)
         assert c.attention == pytest.approx(slope * c.depth / (base + slope * c.depth), rel=1e-2)
+
+
+@pytest.mark.parametrize("rows", [1000, 4000, 5000, 16000])
+def test_as_fast_as_the_whole_cache_at_as_many_rows_is_all_of_the_ceiling(rows):
+    """Rows cost more each the more there are: a line through all steps said 119 % of the most that can be had."""
+    seconds = {1000: 0.012, 4000: 0.02, 8000: 0.034, 16000: 0.1}
+    steps = [(float(n), s) for n, s in seconds.items()]
+    whole = [
+        Sample("full", n, 0, None, {"rows": float(n), "tg_s": 16 * s}) for n, s in seconds.items()
+    ]
+    step = float(np.interp(rows, *zip(*steps, strict=True)))
+    bounded = Sample("restkv 256", 16000, 0, None, {"rows": float(rows), "tg_s": 16 * step})
+    (found,) = find_ceilings([*whole, bounded], CACHES, n_gen=16)
+    assert found.ceiling == pytest.approx(0.1 / step)
+    assert found.reached == pytest.approx(found.ceiling)
+
+
+def test_beyond_the_measured_depths_the_nearest_ones_say_what_a_row_costs():
+    def sample(cache, depth, rows, step):
+        return Sample(cache, depth, 0, None, {"rows": rows, "tg_s": 16 * step})
+
+    samples = [sample("full", n, n, s) for n, s in [(1000, 0.02), (2000, 0.03), (8000, 0.33)]]
+    samples += [sample("restkv 256", 1000, 500, 0.02), sample("restkv 256", 8000, 9000, 0.4)]
+    fewer, more = find_ceilings(samples, CACHES, n_gen=16)
+    assert (fewer.ceiling, more.ceiling) == (
+        pytest.approx(0.02 / 0.015),
+        pytest.approx(0.33 / 0.38),
+    )
+    assert fewer.attention == pytest.approx(0.5)
 
 
 def test_no_ceiling_without_two_depths_or_with_a_step_that_does_not_grow(result):

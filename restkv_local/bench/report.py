@@ -68,7 +68,7 @@ class BenchReport:
 
     def ceilings(self) -> list[Ceiling]:
         """Return what writing could gain at best in columns that store rows as the whole cache does."""
-        like = [c.name for c in self.caches if c.options.get("type_k", "f16") == "f16"]
+        like = [c.name for c in self.caches if _stored(c) == ("f16", "f16")]
         return find_ceilings(self.samples, like, n_gen=self.metadata["n_gen"])
 
     def commits(self) -> list[str]:
@@ -128,6 +128,11 @@ class BenchReport:
         if errors := self.errors():
             parts.append("\n".join(f"- not measured: {line}" for line in errors))
         return "\n\n".join(part for part in parts if part)
+
+
+def _stored(cache: Cache) -> tuple[str, str]:
+    """How a column stores keys and values."""
+    return cache.options.get("type_k", "f16"), cache.options.get("type_v", "f16")
 
 
 def describe_run(metadata: Mapping[str, Any], commits: Sequence[str]) -> str:

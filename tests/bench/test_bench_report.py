@@ -56,8 +56,9 @@ def test_the_profile_says_where_time_goes_and_what_could_be_gained(report):
     assert "| restkv 256 @ d4000 | 80% | 3.33 x | 3.33 x | 100% |" in text
 
 
-def test_quantised_columns_have_no_ceiling(samples):
-    caches = [CACHES[0], Cache("restkv 256", {"type_k": "q8_0"})]
+@pytest.mark.parametrize("kind", ["type_k", "type_v"])
+def test_columns_that_store_rows_otherwise_have_no_ceiling(samples, kind):
+    caches = [CACHES[0], Cache("restkv 256", {kind: "q8_0"})]
     assert BenchReport(METADATA, caches, samples).ceilings() == []
 
 

@@ -76,7 +76,11 @@ class Reconstruction:
                 cell=cell,
                 scores={METRIC: float(np.mean(by_layer))},
                 tokens={"read": len(passage.tokens), "after": 0, "written": 0},
-                kv={"budget": rows[cell], "seen": len(passage.tokens)},
+                kv={
+                    "budget": rows[cell],
+                    "seen": len(passage.tokens),
+                    "kept": min(rows[cell], len(passage.tokens)),
+                },
                 extra={
                     "layers": [layer.il for layer in engine.native.layers],
                     "errors": by_layer,

@@ -15,6 +15,7 @@ from restkv_local.evaluation.log import EvalLog
 from restkv_local.evaluation.reading import Passage, Reader
 from restkv_local.evaluation.reconstruction import relative_error
 from restkv_local.evaluation.runner import EvalPlan, run_eval
+from restkv_local.evaluation.summary import kept_share
 from restkv_local.evaluation.tasks.text import cut_strides
 from tests import builders
 from tests.evaluation.conftest import SMALL, grid
@@ -194,6 +195,15 @@ def test_quantised_rows_are_read_as_the_cache_means_them(tmp_path, evaluate, tex
             result = run_eval(llama, plan, options, EvalLog(tmp_path / kind, {}, {}))
         found[kind] = result.records[0].extra["errors"]
     np.testing.assert_allclose(found["q8_0"], found["f16"], rtol=0.05)
+
+
+@native
+def test_more_rows_than_the_text_has_keep_all_of_it_and_no_more(tiny, evaluate, text):
+    cells = grid(budgets="50 400")
+    records = evaluate(
+        tiny(), "reconstruction", cells=cells, haystack=text, lengths=[200], n=1
+    ).records
+    assert [kept_share([record]) for record in records] == [0.25, 1.0]
 
 
 @native

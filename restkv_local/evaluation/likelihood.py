@@ -48,16 +48,19 @@ class Continuation:
 
         def judge(cell: Cell, engine: Engine, logits: F32) -> Record:
             nll, kl, same_top = [], [], []
+            predicted: list[F32] = []
             for i, (token, target) in enumerate(pairwise(scored)):
                 engine.step(token)
                 found = log_softmax(engine.native.logits())
                 nll.append(-float(found[target]))
                 if cell == FULL:
-                    full.append(found.astype(np.float32))
-                if full:
+                    predicted.append(found.astype(np.float32))
+                if full or predicted:
                     wanted = found if cell == FULL else full[i].astype(np.float64)
                     kl.append(float((np.exp(wanted) * (wanted - found)).sum()))
                     same_top.append(float(wanted.argmax() == found.argmax()))
+            # All or none: a full cache that fails half way is none to compare with.
+            full.extend(predicted)
             scores = {"nll": float(np.mean(nll))}
             if full:
                 scores |= {"kl": float(np.mean(kl)), "same_top": float(np.mean(same_top))}

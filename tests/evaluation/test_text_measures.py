@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from restkv_local import Llama, reference
 from restkv_local.engine import Engine
-from restkv_local.errors import ConfigError
+from restkv_local.errors import CacheFullError, ConfigError
 from restkv_local.evaluation.grid import FULL
 from restkv_local.evaluation.likelihood import log_softmax
 from restkv_local.evaluation.log import EvalLog
@@ -102,6 +102,25 @@ def test_without_a_full_cache_the_perplexity_is_there_and_the_rest_is_told(
     cells = grid(budgets="64", prefills="bounded")
     result = evaluate(tiny(), "ppl", cells=cells, haystack=text, lengths=[300], n=2, n_scored=4)
     assert result.lines == ["ppl at 300 tokens, full: nothing to compare with: too many rows"]
+    assert [set(record.scores) for record in result.records] == [{"nll"}, {"nll"}]
+
+
+@native
+def test_a_full_cache_that_fails_half_way_is_none_to_compare_with(
+    tiny, evaluate, text, monkeypatch
+):
+    step, n_steps = Engine.step, []
+
+    def fail_once(self, token):
+        n_steps.append(token)
+        if len(n_steps) == 3:
+            raise CacheFullError("no row is left")
+        step(self, token)
+
+    monkeypatch.setattr(Engine, "step", fail_once)
+    cells = grid("full snapkv random", budgets="64")
+    result = evaluate(tiny(), "ppl", cells=cells, haystack=text, lengths=[200], n=1, n_scored=6)
+    assert result.lines == ["ppl at 200 tokens, full: no row is left"]
     assert [set(record.scores) for record in result.records] == [{"nll"}, {"nll"}]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import numpy as np
 from restkv_local.chat.text_stream import TextStream
 from restkv_local.engine import Engine
 from restkv_local.errors import InputError
-from restkv_local.evaluation.framing import Framing
+from restkv_local.evaluation.framing import Framing, Prompt
 from restkv_local.evaluation.grid import Cell
 from restkv_local.evaluation.log import Item, Record
 from restkv_local.evaluation.metrics.registry import score_sample
@@ -110,7 +112,7 @@ def ask_samples(
             length=request.length or sample.extra.get("length"),
             seed=request.seed,
             question=question,
-            prompt_hash=prompt.hash,
+            prompt_hash=hash_asked(sample, prompt),
         )
         passage = Passage(
             tokens=tokens,
@@ -121,6 +123,22 @@ def ask_samples(
             seed=request.seed,
         )
         yield Asking(item, sample, passage, after)
+
+
+def hash_asked(sample: Sample, prompt: Prompt) -> str:
+    """Return SHA-256 of all that decides an answer and its scores, as 64 hexadecimal digits.
+
+    That is the prompt as it is rendered and where its question begins, what ends an answer, what it is compared with
+    and how.
+    """
+    # Where a file lies changes nothing.
+    extra = {name: value for name, value in sample.extra.items() if name != "source"}
+    decides = {
+        "prompt": [prompt.context, prompt.question, prompt.ending],
+        "answer": [sample.max_new_tokens, sample.stop],
+        "scores": [sample.references, sample.metric, sample.more_metrics, extra],
+    }
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
 def write_answer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,11 +33,6 @@ class Prompt:
     ending: str
     question: str
     framed: bool
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the rendered prompt: 64 hexadecimal digits."""
-        return hashlib.sha256((self.context + self.ending).encode()).hexdigest()
 
 
 class Framing:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from restkv_local.errors import InputError
 from restkv_local.evaluation.grid import Cell
+from restkv_local.model.gguf_header import show_path
 from restkv_local.storage.line_log import LineLog, LogKind, read_lines
 
 
@@ -29,7 +31,8 @@ class Item:
         ``"aware"``: it was read before the eviction, or guided it; ``"unknown"``: it came after. Empty where
         nothing is asked.
     prompt_hash : str
-        SHA-256 of the rendered prompt.
+        SHA-256 of all that decides an answer and its scores: the rendered prompt, where its question begins, what
+        ends an answer, references and metrics. Of running text: of its tokens.
     """
 
     task: str
@@ -153,6 +156,24 @@ class EvalLog:
         self.path = path
         self.was_cut = self._file.was_cut
         self.records = {line.key: line for line in self._file.lines if isinstance(line, Record)}
+        self._hashes: dict[Item, set[str]] = {}
+        for item, _ in self.records:
+            self._hashes.setdefault(_unhashed(item), set()).add(item.prompt_hash)
+
+    def check(self, item: Item) -> None:
+        """Refuse an item that was another one when the log was begun: tables would average the two.
+
+        Raises
+        ------
+        InputError
+            If the log has scores of the same name, but of another prompt or by another rule.
+        """
+        if item.prompt_hash not in self._hashes.get(_unhashed(item), {item.prompt_hash}):
+            raise InputError(
+                f"{show_path(self.path)} has scores of {item.task} {item.id} with another prompt, other references or"
+                " another rule of scoring, or by a version that did not tell these apart: they cannot be compared;"
+                " name another log"
+            )
 
     def add(self, record: Record) -> None:
         """Keep a record, on disk before anything else happens.
@@ -166,6 +187,11 @@ class EvalLog:
         self._file.append(*about, record.to_json())
         self._run = None
         self.records[record.key] = record
+
+
+def _unhashed(item: Item) -> Item:
+    """Return what an item is called, whatever it holds."""
+    return replace(item, prompt_hash="")
 
 
 def read_log(path: Path) -> LogContent:

@@ -168,7 +168,7 @@ def run_eval(
     Raises
     ------
     InputError
-        If the log cannot be written.
+        If the log cannot be written, or holds scores of a sample that has changed since.
     """
     run = _Run(Reader(llama, settings), log, on_progress, on_failure)
     run.measure(plan)
@@ -221,6 +221,7 @@ class _Run:
         """Measure one item in the cells that the log lacks."""
         if not cells:
             self._fail(name, ConfigError("no policy of the grid evicts anything, so nothing moves"))
+        self._log.check(measurement.item)
         progress = self._progress
         known = self._log.records
         missing = [cell for cell in cells if (measurement.item, cell) not in known]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,15 +59,6 @@ class Sample:
     def text(self) -> str:
         """All three parts, without the template."""
         return self.context + self.question + self.answer_prefix
-
-    @property
-    def prompt_hash(self) -> str:
-        """SHA-256 of the parts and of whether the template is applied: 64 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for part in (self.context, self.question, self.answer_prefix, str(self.uses_template)):
-            # The length first: where one part ends must show.
-            digest.update(f"{len(part)}:{part}".encode())
-        return digest.hexdigest()
 
     def count_tokens(self, count: Callable[[str], int]) -> int:
         """Return the tokens of prompt and longest answer together, without the template."""

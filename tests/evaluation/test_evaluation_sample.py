@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from restkv_local.errors import ConfigError, InputError
 from restkv_local.evaluation import METRICS, TASKS, Request, find_tasks, score_sample
+from restkv_local.evaluation.answering import hash_asked
 from restkv_local.evaluation.fitting import fit_sample
+from restkv_local.evaluation.framing import Prompt
 from restkv_local.evaluation.haystack import (
     find_sentence_starts,
     make_prose,
@@ -25,18 +27,34 @@ from restkv_local.evaluation.truncation import cut_middle
 WORDS = st.lists(st.sampled_from(["a", "harbour", "bell.", "Why?", "twelve", "ships"]), max_size=60)
 
 
-def test_the_hash_tells_where_the_parts_end():
+def asked(*references, **fields):
+    """The hash of a sample without a template."""
+    sample = make_sample(*(references or ("r",)), **fields)
+    ending = sample.question + sample.answer_prefix
+    return hash_asked(sample, Prompt(sample.context, ending, sample.question, framed=False))
+
+
+def test_whatever_decides_an_answer_or_its_score_tells_samples_apart():
     hashes = {
-        make_sample("r", context=c, question=q, answer_prefix=a, uses_template=t).prompt_hash
-        for c, q, a, t in [
-            ("ab", "c", "", True),
-            ("a", "bc", "", True),
-            ("ab", "", "c", True),
-            ("ab", "c", "", False),
-        ]
+        asked(),
+        asked("s"),
+        asked("r", "s"),
+        asked(context="ab", question="c"),
+        asked(context="a", question="bc"),
+        asked(context="ab", answer_prefix="c"),
+        asked(metric="match_all"),
+        asked(more_metrics=("rouge_1",)),
+        asked(max_new_tokens=9),
+        asked(stop=("\n",)),
+        asked(extra={"all_classes": ["a", "b"]}),
+        asked(extra={"all_classes": ["a"]}),
     }
-    assert len(hashes) == 4
-    assert make_sample("r", context="x").prompt_hash == make_sample("s", context="x").prompt_hash
+    assert len(hashes) == 12
+    assert {len(each) for each in hashes} == {64}
+
+
+def test_its_name_and_where_its_file_lies_change_no_answer():
+    assert asked(id="1", task="u", extra={"source": "here"}) == asked(extra={"source": "there"})
 
 
 def test_tokens_of_a_sample_count_its_answer():

@@ -61,6 +61,28 @@ def test_items_and_cells_that_differ_anywhere_are_different(path):
     assert len(keys) == 1 + len(changed) == 1 + len(Item.__slots__) + len(Cell.__slots__)
 
 
+def test_an_item_that_was_another_one_is_refused(path):
+    write(path, make_record(id="1", prompt_hash="then"))
+    log = EvalLog(path, CONDITIONS, {})
+    with pytest.raises(InputError) as error:
+        log.check(make_record(id="1", prompt_hash="now").item)
+    assert "eval.jsonl has scores of niah 1 with another prompt" in str(error.value)
+    assert str(error.value).endswith("name another log")
+    assert "\n" not in str(error.value)
+    for known in ({"id": "1", "prompt_hash": "then"}, {"id": "2"}, {"id": "1", "seed": 9}):
+        log.check(make_record(**known).item)
+
+
+def test_two_items_of_one_name_in_a_file_are_both_known(path):
+    first, second = (make_record(prompt_hash=each) for each in "ab")
+    log = write(path, first)
+    log.check(second.item)
+    log.add(second)
+    log = EvalLog(path, CONDITIONS, {})
+    log.check(first.item)
+    log.check(second.item)
+
+
 def test_other_conditions_are_refused_by_name(path):
     write(path)
     text = refused(path, CONDITIONS | {"python": "3.12.0"})

@@ -210,6 +210,24 @@ def test_a_larger_grid_adds_what_is_missing(tiny, evaluate):
     assert len({(r.item.id, str(r.cell)) for r in content.records}) == 8
 
 
+def test_a_sample_that_has_changed_is_refused_and_not_scored_by_what_it_was(
+    tiny, evaluate, tmp_path
+):
+    """The log knew it by its prompt alone: a corrected reference kept the score of the wrong one."""
+    llama = tiny()
+
+    def ask(word):
+        write_jsonl(tmp_path / "lambada" / "test.jsonl", {"text": f"It came in. It was the {word}"})
+        return evaluate(llama, "lambada", data=tmp_path, lengths=[None], cells=[FULL])
+
+    first = ask("code")
+    before = first.path.read_bytes()
+    with pytest.raises(InputError, match=r"log\.jsonl has scores of lambada 1 with .*name another"):
+        ask("answer")
+    assert first.path.read_bytes() == before
+    assert text_of(ask("code").records) == text_of(first.records)
+
+
 @pytest.mark.parametrize("stage", ["decode", "score"])
 def test_ctrl_c_loses_nothing(tiny, evaluate, monkeypatch, stage):
     llama = tiny()

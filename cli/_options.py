@@ -167,13 +167,18 @@ TypeV = Annotated[
 # ReST-KV's own knobs.
 Kernel = Annotated[
     int,
-    typer.Option("--kernel", help="Narrowest smoothing window, in rows.", rich_help_panel=POLICY),
+    typer.Option(
+        "--kernel",
+        help="Narrowest smoothing window, in rows; only restkv, restkv+, snapkv, caote, criticalkv and"
+        " defensivekv take it.",
+        rich_help_panel=POLICY,
+    ),
 ]
 Alpha = Annotated[
     float,
     typer.Option(
         "--alpha",
-        help="Weight of the newest query in the moving average.",
+        help="Weight of the newest query in the moving average; only restkv takes it.",
         rich_help_panel=POLICY,
     ),
 ]
@@ -181,13 +186,17 @@ Scale = Annotated[
     float,
     typer.Option(
         "--scale",
-        help="Drift, in positions, that widens the window by one step.",
+        help="Drift, in positions, that widens the window by one step; only restkv takes it.",
         rich_help_panel=POLICY,
     ),
 ]
 Tau = Annotated[
     float,
-    typer.Option("--tau", help="Power of the output change.", rich_help_panel=POLICY),
+    typer.Option(
+        "--tau",
+        help="Power of the output change; only restkv takes it.",
+        rich_help_panel=POLICY,
+    ),
 ]
 Scoring = Annotated[
     SCORING_NAMES,

@@ -57,6 +57,10 @@ class Config:
     of rows each layer and KV head keeps after an eviction, sinks, pinned and
     recent tokens included; as text it may also be ``"512MiB"`` or ``"25%"``.
 
+    ``alpha``, ``scale``, ``tau``, ``order``, ``past_only`` and ``guide_reduction`` are restkv's alone, ``use_wo``
+    is restkv+'s too, ``kernel`` of all that smooth over neighbours. Other policies leave them aside, so that several
+    can be compared under the same options.
+
     Raises
     ------
     ConfigError

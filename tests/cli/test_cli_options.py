@@ -1,13 +1,16 @@
 """Options: llama.cpp's spellings, Config's defaults, exit code 2 for what cannot be parsed."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
 import pytest
+from restkv_local.cli import _options
 from restkv_local.cli.main import main
 
-from restkv_local.config import DEFAULTS
+from restkv_local.config import DEFAULTS, Config
+from restkv_local.policies.registry import POLICIES, make_policy
 
 # Config fields that are switches of the Python API only.
 NOT_ON_THE_COMMAND_LINE = {"guide_reduction", "order", "past_only", "use_wo"}
@@ -64,6 +67,18 @@ def test_every_other_setting_is_the_config_default(run_cli):
         del defaults[name]
     defaults["budget"] = str(defaults["budget"])
     assert settings == defaults
+
+
+OTHER_VALUES = {"kernel": 5, "alpha": 0.5, "scale": 100.0, "tau": 2.0}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_help_names_the_policies_that_take_an_option_and_no_others(name):
+    """A policy that does not take it is built as without it, and nothing else would say so."""
+    option = getattr(_options, name.capitalize()).__metadata__[0]
+    named = set(re.split(r"[ ,;.]+", option.help)) & set(POLICIES)
+    changed = Config(**{name: OTHER_VALUES[name]})
+    assert named == {each for each in POLICIES if make_policy(each, changed) != make_policy(each)}
 
 
 @pytest.mark.parametrize("spelling", ["-sys", "--system"])

@@ -47,6 +47,14 @@ def test_its_registry_name_is_its_own(policy):
     assert make_policy(policy.name, Config()) == make_policy(policy.name)
 
 
+def test_restkvs_own_options_are_no_other_policys(policy):
+    """As Config says."""
+    changed = Config(
+        alpha=0.5, scale=9.0, tau=2.0, order="per_query", past_only=True, guide_reduction="mean"
+    )
+    assert (make_policy(policy.name, changed) == policy) == (policy.name != "restkv")
+
+
 def test_it_says_what_it_is_in_one_line(policy):
     for text in (policy.summary, policy.source):
         assert text

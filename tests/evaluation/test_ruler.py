@@ -131,7 +131,8 @@ def test_a_chain_has_five_names_that_follow_from_each_other():
         assert [source for _, source in links[1:]] == list(sample.references[:-1])
         # Distinct places: noise stands between any two links.
         assert not re.search(r"VAR [A-Z]{5} = \d+ +VAR|VAR [A-Z]{5} = VAR [A-Z]{5} +VAR", text)
-        assert f"5 variables are assigned the value {value}, they are: " in sample.answer_prefix
+        # As RULER spells it.
+        assert f"5 variables are assgined the value {value}, they are: " in sample.answer_prefix
 
 
 def test_the_chains_example_is_answered_and_has_names_of_three_letters():

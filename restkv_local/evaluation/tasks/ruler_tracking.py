@@ -60,7 +60,7 @@ def _compose(
     for n_before, (place, link) in enumerate(zip(places, chain, strict=True)):
         lines.insert(place + n_before, link)
     text = " ".join(lines)
-    # The wording is RULER's (scripts/data/synthetic/constants.py): results depend on it.
+    # The wording is RULER's (scripts/data/synthetic/constants.py), "assgined" too: results depend on it.
     return Sample(
         task="ruler-vt",
         id=request.name(index),
@@ -71,7 +71,7 @@ def _compose(
         question=f"Question: Find all variables that are assigned the value {value} in the text above.",
         answer_prefix=(
             f" Answer: According to the chain(s) of variable assignment in the text above, {len(variables)} variables"
-            f" are assigned the value {value}, they are: "
+            f" are assgined the value {value}, they are: "
         ),
         references=tuple(variables),
         max_new_tokens=_N_ANSWER,

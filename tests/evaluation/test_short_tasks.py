@@ -88,6 +88,19 @@ def test_the_last_word_is_asked_for(tmp_path):
     assert METRICS["last_word"].rule(" bell.", long) == 1.0
 
 
+def test_a_passage_longer_than_asked_for_loses_its_middle(tmp_path):
+    """The table said 32 tokens of passages that had hundreds."""
+    text = f"One began. {'They went on. ' * 40}The last rang the bell"
+    write_jsonl(tmp_path / "lambada/test.jsonl", {"text": text}, {"text": "He rang. A bell"})
+    long, short = run("lambada", data=tmp_path, length=32, n=None)
+    assert 28 <= long.count_tokens(count) <= 32
+    assert long.context.startswith("One began. ")
+    assert long.question == "The last rang the"
+    assert short.text == "He rang. A"
+    whole, _ = run("lambada", data=tmp_path, length=None, n=None)
+    assert whole.text == text.removesuffix(" bell")
+
+
 def test_a_passage_of_one_word_is_refused(tmp_path):
     write_jsonl(tmp_path / "lambada/test.jsonl", {"text": "word"})
     with pytest.raises(InputError, match="sample 1 has one word; a passage has more"):

@@ -19,12 +19,13 @@ def make_samples(request: Request) -> Iterator[Sample]:
     """Yield the passages of ``lambada/test.jsonl`` without their last words.
 
     Cut at the last space and given without a chat template, as lm-evaluation-harness does
-    (lm_eval/tasks/lambada/lambada_openai.yaml). The unfinished last sentence is the question.
+    (lm_eval/tasks/lambada/lambada_openai.yaml). The unfinished last sentence is the question. A length is that of the
+    longest prompt: longer passages lose their middle, shorter ones stay as they are.
 
     Raises
     ------
     InputError
-        If the file is missing or a passage has fewer than two words.
+        If the file is missing, a passage has fewer than two words, or a length does not hold its last sentence.
     """
     file = request.find_file(_NAME, "lambada/test.jsonl", _HOLDS)
     for number, record in request.choose(lambda: read_jsonl(file, {"text": str}), _NAME):
@@ -32,7 +33,7 @@ def make_samples(request: Request) -> Iterator[Sample]:
         if not passage:
             raise InputError(f"{file}: sample {number} has one word; a passage has more")
         start = find_sentence_starts(passage)[-1]
-        yield Sample(
+        sample = Sample(
             task=_NAME,
             id=str(number),
             context=passage[:start],
@@ -44,6 +45,7 @@ def make_samples(request: Request) -> Iterator[Sample]:
             stop=("\n",),
             extra={"length": request.length},
         )
+        yield request.cut(sample)
 
 
 TASKS: Final = (

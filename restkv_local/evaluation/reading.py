@@ -39,8 +39,8 @@ class Passage:
     n_pinned : int
         First tokens that no eviction may touch.
     cuts : bool
-        Whether bounded prefill cuts to the budget at the end, too, as full prefill always does. It need not where
-        the question was read: an eviction without need can only lose.
+        Whether bounded prefill ends at the budget in any case, as full prefill always does. Where the question was
+        read it ends as in a chat: at the budget after several evictions, and after one with the rows read since.
     seed : int
         Of policies that draw.
     """

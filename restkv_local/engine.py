@@ -193,6 +193,11 @@ class Engine:
         return self.native.capacity
 
     @property
+    def made(self) -> tuple[int, int, int]:
+        """What a reading depends on: the cache's rows, those an eviction leaves, those that none may touch."""
+        return self.capacity, self.budget, self.n_pinned
+
+    @property
     def n_repeat(self) -> int:
         """Rows that the next repetition takes, 0 where nothing is repeated."""
         return self._repetition.n_probe if self._repetition else 0

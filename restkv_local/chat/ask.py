@@ -300,8 +300,7 @@ class DocumentReader:
         config = engine.config
         n_answer = config.n_ubatch if config.n_predict < 0 else config.n_predict
         # A question that is not known yet needs rows too, where none are freed for it.
-        opened = (len(tokens), n_answer + config.n_ubatch, self._count_pinned())
-        engine.open(*opened)
+        engine.open(len(tokens), n_answer + config.n_ubatch, self._count_pinned())
         engine.clear()
         start = time.perf_counter()
         key, kept = None, None
@@ -311,7 +310,7 @@ class DocumentReader:
                 library=library_stamp(),
                 config=config,
                 tracks=engine.tracks,
-                opened=opened,
+                made=engine.made,
                 tokens=tokens,
                 guide=[*guide, int(self.mode == "ingest")],
             )

@@ -112,10 +112,13 @@ class HeldCache:
         may_evict = engine.policy.evicts and engine.config.prefill == "bounded"
         if may_evict or n_needed <= self._llama.native.room:
             return True
-        text = self.text
+        text, budget = self.text, engine.budget
         with self.or_as_before() as snapshot:
             # Twice what is needed: a long conversation moves seldom.
             self.open((2 * (round(engine.rows.mean) + n_tokens), *self.opened[1:]))
+            engine.use(
+                budget=budget
+            )  # a percentage is of the prompt that the conversation began with
             return snapshot is not None and self.restore(snapshot, text)
 
     @contextmanager

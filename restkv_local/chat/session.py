@@ -599,7 +599,7 @@ class ChatSession:
             library=library_stamp(),
             config=config,
             tracks=self._engine.tracks,
-            opened=self._cache.opened,
+            made=self._engine.made,
             tokens=tokens,
             guide=guide,
         )

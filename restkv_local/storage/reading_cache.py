@@ -49,7 +49,7 @@ def reading_key(
     library: str,
     config: Config,
     tracks: Iterable[str],
-    opened: Sequence[int],
+    made: Sequence[int],
     tokens: Sequence[int],
     guide: Sequence[int],
 ) -> str:
@@ -63,8 +63,8 @@ def reading_key(
         The settings; those that no row depends on are left out.
     tracks : iterable of str
         Figures kept of earlier queries.
-    opened : sequence of int
-        What the cache was opened for.
+    made : sequence of int
+        The cache: its rows, how many of them an eviction leaves, how many none may touch.
     tokens, guide : sequence of int
         The prompt, and what says what matters in it.
     """
@@ -72,7 +72,7 @@ def reading_key(
     for name in _IRRELEVANT:
         del settings[name]
     parts = [
-        RULES, fingerprint, library, settings, sorted(tracks), list(opened), list(tokens), list(guide),
+        RULES, fingerprint, library, settings, sorted(tracks), list(made), list(tokens), list(guide),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

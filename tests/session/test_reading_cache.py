@@ -53,7 +53,7 @@ def test_a_reading_comes_back_whole(tmp_path):
 def test_what_older_rules_read_is_read_again(monkeypatch):
     def key():
         return reading_key(
-            fingerprint="f", library="l", config=Config(), tracks=(), opened=(), tokens=(), guide=()
+            fingerprint="f", library="l", config=Config(), tracks=(), made=(), tokens=(), guide=()
         )
 
     now = key()
@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing(tmp_path, caplog):
 def key(**changes):
     plain = {
         "fingerprint": "f", "library": "l", "config": Config(), "tracks": {"sum"},
-        "opened": (1, 2, 3), "tokens": [1, 2], "guide": [3],
+        "made": (1, 2, 3), "tokens": [1, 2], "guide": [3],
     }  # fmt: skip
     return reading_key(**plain | changes)
 
@@ -133,13 +133,22 @@ def key(**changes):
 def test_whatever_decides_a_row_decides_the_name():
     names = {
         key(), key(fingerprint="g"), key(library="m"), key(tracks={"sum", "last_use"}),
-        key(opened=(1, 2, 4)), key(tokens=[1, 2, 3]), key(tokens=[1], guide=[2, 3]),
+        key(made=(1, 2, 4)), key(tokens=[1, 2, 3]), key(tokens=[1], guide=[2, 3]),
         *(key(config=Config(**{name: value})) for name, value in {
             "budget": 512, "policy": "h2o", "kernel": 5, "n_ubatch": 64, "type_v": "q8_0", "seed": 1,
         }.items()),
     }  # fmt: skip
     assert len(names) == 13
     assert key(config=Config(temp=0.0, n_threads=3, undo_mib=0)) == key()
+
+
+def test_an_answer_of_another_length_needs_no_other_reading(open_chat, tmp_path):
+    for n_predict in (8, 30):
+        options = OPTIONS | {"n_predict": n_predict}
+        session = open_chat(MODEL, readings=ReadingCache(tmp_path / "r"), **options)
+        say(session, "what?", documents=[BOOK])
+    assert session.report.timings["prompt_n"] == 0
+    assert len(list((tmp_path / "r").iterdir())) == 1
 
 
 def test_what_came_from_the_cache_is_not_said_to_be_read_again(open_chat, tmp_path):

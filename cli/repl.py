@@ -219,15 +219,13 @@ class Repl:
         if not text.strip():
             return
         documents, self._pending = self._pending, []
-        before = self._session.report
+        n_turns = len(self._session.turns)
         try:
             self._answer(partial(self._session.send, text, documents=documents))
-        except RestKVError:
-            report = self._session.report
-            if report is before or not report.timings.get("prompt_n"):
-                # Nothing was read: the files still belong to the next message.
+        finally:
+            if len(self._session.turns) == n_turns:
+                # Ctrl-C or an error before anything was read: the files belong to the next message.
                 self._pending = documents
-            raise
 
     def _answer(self, start: Callable[..., Iterator[str]]) -> None:
         """Stream an answer, end it with its line of numbers, save the conversation."""

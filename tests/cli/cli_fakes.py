@@ -18,6 +18,7 @@ class FakeSession:
 
     def __init__(self):
         self.sent = []
+        self.turns = []
         self.n_cleared = 0
         self.is_closed = False
         self.report = SimpleNamespace(timings={}, to_json=lambda: {"timings": {}})
@@ -29,10 +30,16 @@ class FakeSession:
         reason = "stop"
         if "boom" in text:
             raise CacheFullError("no free rows are left")
+        if "unheard" in text:
+            raise KeyboardInterrupt
+        self.turns.append(text)
         try:
             if "burst" in text:
                 yield "half an "
                 raise CacheFullError("no free rows are left")
+            if "interrupted" in text:
+                yield "half an "
+                raise KeyboardInterrupt
             if "prefill" in text:
                 for done in range(1, 6):
                     time.sleep(0.2 if "slow" in text else 0)

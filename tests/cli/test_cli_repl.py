@@ -130,18 +130,20 @@ def test_read_attaches_files_to_the_next_message_only(session, capsys, tmp_path)
     assert "2 texts, 16 characters" in capsys.readouterr().err
 
 
-def test_files_stay_attached_when_the_turn_failed(session, tmp_path):
+@pytest.mark.parametrize("text", ["boom", "unheard"])
+def test_files_stay_attached_when_nothing_was_read(session, tmp_path, text):
     file = tmp_path / "one.txt"
     file.write_text("text one", encoding="utf-8")
-    talk(f"/read {file}", "boom", "again", session=session)
-    assert session.sent == [("boom", ["text one"]), ("again", ["text one"])]
+    talk(f"/read {file}", text, "again", "and?", session=session)
+    assert session.sent == [(text, ["text one"]), ("again", ["text one"]), ("and?", [])]
 
 
-def test_files_that_were_read_are_not_read_again(session, tmp_path):
+@pytest.mark.parametrize("text", ["burst", "interrupted"])
+def test_files_that_were_read_are_not_read_again(session, tmp_path, text):
     file = tmp_path / "one.txt"
     file.write_text("text one", encoding="utf-8")
-    talk(f"/read {file}", "burst", "again", session=session)
-    assert session.sent == [("burst", ["text one"]), ("again", [])]
+    talk(f"/read {file}", text, "again", session=session)
+    assert session.sent == [(text, ["text one"]), ("again", [])]
 
 
 def test_read_names_a_missing_file(session, capsys, tmp_path):

@@ -91,11 +91,9 @@ def ask(
     for question in asked:
         if not question.strip():
             fail_usage("a question is empty; give each as -q TEXT")
-    if no_cache and not asked and mode == "ingest":
-        fail_usage(
-            "nothing to do: without -q and with --no-cache nobody would ever see the reading"
-        )
     converses = not asked and not as_json and "-" not in files and stdin_is_terminal()
+    if not asked and not converses:
+        refuse_idle(mode, no_cache=no_cache, as_json=as_json)
     documents = read_documents(files)
 
     # Imported here: `--help` must not wait for NumPy.
@@ -128,6 +126,21 @@ def ask(
             say_reading(reader)
     if not finished:
         raise typer.Exit(130)
+
+
+def refuse_idle(mode: str, *, no_cache: bool, as_json: bool) -> None:
+    """End with exit code 2 where nothing would come of a run without questions and without a terminal."""
+    if mode == "per-question":
+        fail_usage(
+            "nothing to do: --mode per-question reads for a question; give -q TEXT, or --mode ingest"
+            " to read now and ask later"
+        )
+    # With --json what the reading took is printed: that may be all that is wanted.
+    if no_cache and not as_json:
+        fail_usage(
+            "nothing to do: with --no-cache and no question the reading would be thrown away; give"
+            " -q TEXT, or leave --no-cache out to ask later"
+        )
 
 
 def read_with_bar(reader: DocumentReader) -> bool:

@@ -47,7 +47,10 @@ def tiny(tmp_path):
     ("args", "code", "message"),
     [
         (["-q", " "], 2, "a question is empty"),
-        (["--mode", "ingest", "--no-cache"], 2, "nothing to do"),
+        (["--no-cache"], 2, "nothing to do: with --no-cache and no question"),
+        (["--no-cache", "--mode", "ingest"], 2, "nothing to do: with --no-cache and no question"),
+        (["--mode", "per-question"], 2, "nothing to do: --mode per-question"),
+        (["--mode", "per-question", "--json"], 2, "nothing to do: --mode per-question"),
         (["-q", "Why?", "--budget", "0"], 1, "budget"),
         (["-q", "Why?", "--mode", "often"], 2, "--mode"),
     ],
@@ -63,6 +66,16 @@ def test_a_missing_document_is_told_before_the_model_is_looked_for(capsys, tmp_p
     assert (code, out) == (1, "")
     assert "gone.pdf" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.native
+def test_json_tells_what_a_reading_took_that_is_not_kept(capsys, log, tiny):
+    model, *options = tiny
+    code, out, err = run(capsys, model, log, "--no-cache", "--json", *options)
+    assert code == 0, err
+    reply = json.loads(out)
+    assert reply["reading"]["kv"]["kept"] == 112
+    assert reply["answers"] == []
 
 
 @pytest.mark.native
@@ -178,8 +191,9 @@ def test_ctrl_c_ends_the_reading(at_terminal, tmp_path, more):
 
 @pytest.mark.native
 @pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
-def test_without_a_question_one_is_asked_for_until_ctrl_d(at_terminal, log):
-    child = at_terminal(log)
+@pytest.mark.parametrize("more", [[], ["--mode", "ingest", "--no-cache"]])
+def test_without_a_question_one_is_asked_for_until_ctrl_d(at_terminal, log, more):
+    child = at_terminal(log, *more)
     child.expect(r"read once \(ingest\)")
     child.expect("ask; Ctrl-D leaves")
     for question in ("where?", "who?"):

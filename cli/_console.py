@@ -25,6 +25,12 @@ MIB = 1024 * 1024
 # repeat a terminal command, and a terminal would obey it.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+_UNFINISHED = {
+    "cancelled": "cancelled",
+    "length": "answer cut at -n",
+    "cache_full": "answer cut, the cache is full: -n N makes room for N tokens",
+}
+
 
 def stderr_console() -> Console:
     """Build a console on stderr; rich reads NO_COLOR, TERM and the terminal itself."""
@@ -104,10 +110,8 @@ def format_stats(report: dict[str, Any]) -> str:
         + f"guide {kv['guide_ms']:,.0f} ms",
     ]
     # An answer that did not end by itself is never passed over in silence.
-    if report["finish_reason"] == "cancelled":
-        parts.append("cancelled")
-    elif report["finish_reason"] == "length":
-        parts.append("answer cut at -n")
+    if report["finish_reason"] in _UNFINISHED:
+        parts.append(_UNFINISHED[report["finish_reason"]])
     return " · ".join(parts)
 
 

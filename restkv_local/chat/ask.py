@@ -65,7 +65,7 @@ class Answer:
     ----------
     question, response : str
     finish_reason : str
-        ``"stop"``, ``"length"`` or ``"cancelled"``.
+        ``"stop"``, ``"length"``, ``"cache_full"`` or ``"cancelled"``.
     mode : str
         How the documents were read for it.
     passages : tuple of Passage

@@ -10,7 +10,7 @@ from restkv_local.errors import CacheFullError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.types import F32
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cache_full"]
 
 
 def generate(
@@ -30,8 +30,8 @@ def generate(
     Returns
     -------
     str
-        ``"stop"`` where the model ended the answer, ``"length"`` where the limit did, or the end of a cache
-        that evicts nothing.
+        ``"stop"`` where the model ended the answer, ``"length"`` where the limit did, ``"cache_full"`` where a
+        cache did that evicts nothing.
     """
     native, engine, sampler = llama.native, llama.engine, llama.sampler
     stream = TextStream()
@@ -46,6 +46,7 @@ def generate(
         try:
             engine.step(token)
         except CacheFullError:  # a whole cache, and no limit it could have been made for
+            finish_reason = "cache_full"
             break
         logits = native.logits()
         n_said += 1

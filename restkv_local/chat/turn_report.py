@@ -13,7 +13,8 @@ class TurnReport:
     model: str
     version: str
     response: str = ""
-    finish_reason: str = "cancelled"  # until the turn ends by itself: "stop" or "length"
+    # "stop", "length" or "cache_full" once the turn has ended by itself
+    finish_reason: str = "cancelled"
     usage: dict[str, int] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     kv: dict[str, Any] = field(default_factory=dict)

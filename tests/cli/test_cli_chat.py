@@ -41,7 +41,12 @@ def test_stats_line():
 
 
 @pytest.mark.parametrize(
-    ("reason", "ending"), [("cancelled", " · cancelled"), ("length", " · answer cut at -n")]
+    ("reason", "ending"),
+    [
+        ("cancelled", " · cancelled"),
+        ("length", " · answer cut at -n"),
+        ("cache_full", " · answer cut, the cache is full: -n N makes room for N tokens"),
+    ],
 )
 def test_stats_line_says_when_an_answer_did_not_end_by_itself(reason, ending):
     assert format_stats(make_report("", reason).to_json()).endswith(ending)

@@ -123,9 +123,9 @@ def test_an_answer_without_limit_ends_where_a_whole_cache_does(open_chat):
         session = open_chat(MODEL, **OPTIONS | options)
         say(session, prose(20, seed=seed))
         report = session.report
-        if report.finish_reason == "length":
+        if report.finish_reason == "cache_full":
             break
-    assert report.finish_reason == "length"
+    assert report.finish_reason == "cache_full"
     assert report.kv["seen"] == report.kv["capacity"]
     assert report.kv["evicted"] == 0
     say(session, "and then?")

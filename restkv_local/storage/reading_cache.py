@@ -155,7 +155,10 @@ def _limit() -> int:
     text = os.environ.get(LIMIT_VARIABLE)
     if text is None:
         return LIMIT_BYTES
-    spec = parse_budget(text)
-    if spec.kind != "bytes":
-        raise ConfigError(f"{LIMIT_VARIABLE} must be a size, as in 512MiB or 4GiB; got {text!r}")
-    return int(spec.value)
+    with suppress(ConfigError):  # which would speak of a budget
+        spec = parse_budget(text)
+        if spec.kind == "bytes":
+            return int(spec.value)
+    raise ConfigError(
+        f"{LIMIT_VARIABLE} must be a size in KiB, MiB or GiB, as in 512MiB or 4GiB; got {text!r}"
+    )

@@ -89,10 +89,17 @@ def test_the_limit_comes_from_the_environment(monkeypatch):
     assert ReadingCache().limit_bytes == 4 << 30
     monkeypatch.setenv("RESTKV_CACHE_LIMIT", "1.5MiB")
     assert ReadingCache().limit_bytes == 3 << 19
-    for wrong in ("many", "12", "5%"):
-        monkeypatch.setenv("RESTKV_CACHE_LIMIT", wrong)
-        with pytest.raises(ConfigError):
-            ReadingCache()
+
+
+@pytest.mark.parametrize("wrong", ["many", "4GB", "12", "5%", "0%"])
+def test_a_limit_that_is_no_size_is_refused_by_its_name(monkeypatch, wrong):
+    """It was refused as a budget, in rows or percent, which nobody had given."""
+    monkeypatch.setenv("RESTKV_CACHE_LIMIT", wrong)
+    with pytest.raises(ConfigError) as refusal:
+        ReadingCache()
+    assert str(refusal.value) == (
+        f"RESTKV_CACHE_LIMIT must be a size in KiB, MiB or GiB, as in 512MiB or 4GiB; got {wrong!r}"
+    )
 
 
 def test_a_damaged_reading_is_removed_and_said(tmp_path, caplog):

@@ -78,6 +78,8 @@ def decode_markup(data: bytes, name: str) -> str:
 
 def _declared_encoding(data: bytes, name: str) -> str:
     """Return Python's name of the encoding that a page declares, UTF-8 where it declares none."""
+    if data.startswith(codecs.BOM_UTF8):
+        return "utf-8"
     if data.startswith(tuple(_BOMS)):
         return "utf-16"
     match = _DECLARED.search(data[:_DECLARED_WITHIN])

@@ -94,6 +94,8 @@ def test_a_heading_is_named_without_what_surrounds_it():
         ('<?xml version="1.0" encoding="utf-16"?><p>é</p>'.encode("utf-16"), "é"),
         ('<meta charset="utf-16"><p>é</p>'.encode(), "é"),
         ("<p>é</p>".encode("utf-8-sig"), "é"),
+        ('<meta charset="iso-8859-1"><p>é</p>'.encode("utf-8-sig"), "é"),
+        ('<?xml version="1.0" encoding="cp1251"?><p>é</p>'.encode("utf-8-sig"), "é"),
     ],
 )
 def test_a_page_is_decoded_as_it_declares(data, text):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+from restkv_local.cli._control import escape_control, strip_control
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 
-# Everything below U+0020 but tab and newline, DEL, and the C1 range: a document can make a model
-# repeat a terminal command, and a terminal would obey it.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
 _UNFINISHED = {
     "cancelled": "cancelled",
     "length": "answer cut at -n",
@@ -34,16 +30,16 @@ _UNFINISHED = {
 
 def stderr_console() -> Console:
     """Build a console on stderr; rich reads NO_COLOR, TERM and the terminal itself."""
-    from rich.console import Console
+    from restkv_local.cli._harmless_console import HarmlessConsole
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return HarmlessConsole(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def stdout_console() -> Console:
     """Build a console on stdout, for answers that are tables."""
-    from rich.console import Console
+    from restkv_local.cli._harmless_console import HarmlessConsole
 
-    return Console(highlight=False, markup=False, emoji=False)
+    return HarmlessConsole(highlight=False, markup=False, emoji=False)
 
 
 def print_note(text: str, *, style: str | None = None) -> None:
@@ -59,7 +55,14 @@ def print_error(text: str) -> None:
 def print_json(value: dict[str, Any]) -> None:
     """Print one object on one line; escaped where stdout cannot hold every character."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, ensure_ascii=not is_utf8), flush=True)
+    print(escape_control(json.dumps(value, ensure_ascii=not is_utf8)), flush=True)
+
+
+def print_text(text: str) -> None:
+    """Print a finished text on stdout, as :class:`AnswerWriter` does."""
+    writer = AnswerWriter()
+    writer.write(text)
+    writer.end()
 
 
 def fail_usage(text: str) -> NoReturn:
@@ -136,7 +139,10 @@ def show_status(text: str) -> Iterator[Callable[[str], None]]:
 
 
 class AnswerWriter:
-    """Stream an answer to stdout; its last line ends, also when it breaks off."""
+    """Stream an answer to stdout; its last line ends, also when it breaks off.
+
+    A terminal gets no control characters; a file or a program gets every byte.
+    """
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
@@ -145,7 +151,7 @@ class AnswerWriter:
     def write(self, piece: str) -> None:
         """Write one piece and flush it, so that a pipe sees words as they come."""
         if self._is_terminal:
-            piece = _CONTROL.sub("", piece)
+            piece = strip_control(piece)
         if piece:
             self._at_line_start = piece.endswith("\n")
             sys.stdout.write(piece)

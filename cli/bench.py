@@ -12,6 +12,7 @@ from restkv_local.cli._console import (
     format_bytes,
     print_json,
     print_note,
+    print_text,
     show_status,
 )
 
@@ -252,9 +253,9 @@ def show_report(
     if as_json:
         print_json(report.to_json())
     elif as_csv:
-        print(report.to_csv(), end="")
+        print_text(report.to_csv())
     else:
-        print(report.to_markdown(with_profile=with_profile))
+        print_text(report.to_markdown(with_profile=with_profile))
     if png is not None:
         draw_bench(report, png)
         print_note(f"wrote {png}", style="dim")

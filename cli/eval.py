@@ -15,6 +15,7 @@ from restkv_local.cli._console import (
     format_seconds,
     print_error,
     print_note,
+    print_text,
     stderr_console,
 )
 from restkv_local.cli._turn import open_model
@@ -348,7 +349,7 @@ def show_logs(contents: list[LogContent], png: Path | None) -> None:
     from restkv_local.evaluation.plots import draw_records
     from restkv_local.evaluation.report import write_report
 
-    print(write_report(contents))
+    print_text(write_report(contents))
     if png is None:
         return
     if any(content.conditions != contents[0].conditions for content in contents):

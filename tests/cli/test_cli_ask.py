@@ -113,6 +113,17 @@ def test_answers_are_on_stdout_and_where_they_come_from_on_stderr(capsys, log, t
 
 
 @pytest.mark.native
+def test_a_passage_cannot_command_the_terminal(capsys, tmp_path, tiny):
+    model, *options = tiny
+    evil = tmp_path / "evil.txt"
+    evil.write_text("\x1b]0;OWNED\x07\x9b2J" * 200)
+    code, _, err = run(capsys, model, evil, "-q", "where?", *options)
+    assert code == 0, err
+    assert "]0;OWNED2J]0;OWNED2J" in err
+    assert not any(character in err for character in "\x1b\x07\x9b")
+
+
+@pytest.mark.native
 def test_one_question_says_how_often_the_documents_were_read(capsys, log, tiny):
     model, *options = tiny
     _, _, err = run(capsys, model, log, "-q", "where?", *options)

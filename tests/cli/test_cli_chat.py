@@ -16,7 +16,11 @@ from restkv_local.cli._console import (
     format_seconds,
     format_stats,
     print_error,
+    print_json,
+    print_note,
     print_stats,
+    print_text,
+    stdout_console,
 )
 
 FAKE = str(Path(__file__).with_name("cli_fakes.py"))
@@ -164,6 +168,40 @@ def test_json_stays_json_in_another_encoding():
 def test_control_characters_stay_in_a_pipe(run_cli):
     # Bytes are kept for programs; only a terminal is protected, see the pty tests.
     assert run_cli("model.gguf", "-p", "escape").out == "a\x1b]0;title\x07b\n"
+
+
+@pytest.fixture
+def evil():
+    return "a\x1b]0;title\x07b\x9b2J\x7fc\td"
+
+
+def test_nothing_that_is_printed_for_a_person_can_command_the_terminal(evil, capsys):
+    from rich.table import Table
+
+    table = Table(evil)
+    table.add_row(evil)
+    stdout_console().print(table)
+    stdout_console().print(evil)
+    print_note(evil, style="dim")
+    print_error(evil)
+    out, err = capsys.readouterr()
+    assert out.count("a]0;titleb2Jc") == 3
+    assert err.count("a]0;titleb2Jc") == 2
+    assert (out + err).replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_report_cannot_command_the_terminal(evil, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    print_text(evil)
+    assert capsys.readouterr().out == ("a]0;titleb2Jc\td" if is_terminal else evil) + "\n"
+
+
+def test_json_holds_no_control_characters_and_loses_none(evil, capsys):
+    print_json({"response": evil})
+    out = capsys.readouterr().out
+    assert out.removesuffix("\n").isprintable()
+    assert json.loads(out)["response"] == evil
 
 
 def test_no_bar_off_a_terminal(run_cli):

@@ -140,6 +140,19 @@ def test_list_show_and_remove(ask, run):
     assert run(main, "sessions", "show", "sea").code == 1
 
 
+def test_a_question_of_another_day_cannot_command_the_terminal(ask, run):
+    evil = "what\x1b]0;OWNED\x07 is\x9b2J it?"
+    assert ask(evil, "--session", "sea").code == 0
+    went_on = ask("why?", "--session", "sea").err
+    assert "last question: what]0;OWNED is2J it?" in went_on
+    ask(evil, "--session", "sea")
+    for command in (["list"], ["show", "sea"]):
+        assert "what]0;OWNED is2J it?" in run(main, "sessions", *command).out
+    told = run(main, "sessions", "show", "sea", "--json").out
+    assert "\x9b" not in told
+    assert json.loads(told)["last_question"] == evil
+
+
 # At the prompt
 
 

@@ -146,8 +146,8 @@ class Llama(LoadedModel):
         Parameters
         ----------
         document : str, Path, Document or a sequence of them
-            A Path is a file (text, Markdown, HTML, PDF, DOCX, EPUB), a string a text, unless it is nothing
-            but the name of such a file.
+            A Path is a file (text, Markdown, HTML, PDF, DOCX, EPUB), a string a text, unless it is one line
+            that ends as the name of such a file does.
         questions : str or sequence of str
             Answered in this order.
         mode : {"auto", "per-question", "shared", "ingest"}

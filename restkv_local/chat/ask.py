@@ -38,8 +38,10 @@ OnProgress = Callable[[Progress], None]
 INGEST_POLICY: Final = "kvzip"
 INGEST_ALLOCATION: Final = "global"
 
+# One line that ends as a file's name does; a full stop after a whole word, no abbreviation, makes it prose.
 _FILE_NAME: Final = re.compile(
-    r"\S{1,250}\.(txt|md|markdown|html?|xhtml|pdf|docx|epub)", re.IGNORECASE
+    r"(?!.*\w{5}[.!?]\s).{1,250}\.(txt|md|markdown|html?|xhtml|pdf|docx|docm|dotx|epub)",
+    re.IGNORECASE,
 )
 
 # Answer tokens whose attention is summed at once, for the passages.
@@ -445,7 +447,7 @@ def choose_mode(mode: str, n_questions: int) -> str:
 
 
 def _document(one: str | Path | Document) -> Document:
-    """Take a Path as a file, a string as a text, but for one that is nothing but a file's name."""
+    """Take a Path as a file, a string as a text, but for one that looks like a file's name."""
     if isinstance(one, Document):
         return one
     if isinstance(one, Path) or _FILE_NAME.fullmatch(one):

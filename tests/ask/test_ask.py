@@ -200,5 +200,36 @@ def test_a_file_is_read_and_a_text_is_a_text(open_llama, tmp_path, monkeypatch):
     assert by_path[0].response == answers(llama, prose(50), ONE)[0].response
     monkeypatch.chdir(tmp_path)
     assert answers(llama, "log.txt", [ONE])[0].response == by_path[0].response
-    with pytest.raises(InputError, match=r"gone\.txt"):
-        answers(llama, "gone.txt", [ONE])
+    path.rename(tmp_path / "my 1. log.txt")
+    assert answers(llama, "my 1. log.txt", [ONE])[0].response == by_path[0].response
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gone.txt",
+        "my report.pdf",
+        "C:\\Users\\Jane Doe\\report.PDF",
+        "Prof. Doe, No. 2.docx",
+        "letter.docm",
+    ],
+)
+def test_a_file_that_is_not_there_is_no_text(open_llama, name):
+    """With a space in its name it was, and the model was asked about those few words."""
+    with pytest.raises(InputError) as refusal:
+        answers(open_llama(MODEL, **SMALL), name, [ONE])
+    assert str(refusal.value) == f"{name}: no such file"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Everything is in order. See report.pdf",
+        "In the folder:\nreport.pdf",
+        f"{prose(60)} report.pdf",
+        "report.pdf is short",
+    ],
+)
+def test_a_text_may_end_in_the_name_of_a_file(open_llama, text):
+    (found,) = answers(open_llama(MODEL, **SMALL), text, [ONE])
+    assert {passage.document for passage in found.passages} == {"text"}

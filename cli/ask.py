@@ -12,6 +12,7 @@ from restkv_local.cli._console import (
     PrefillBar,
     fail_usage,
     format_stats,
+    print_error,
     print_json,
     print_note,
     print_stats,
@@ -20,6 +21,7 @@ from restkv_local.cli._input import read_documents, stdin_is_terminal
 from restkv_local.cli._turn import open_model, run_answer
 
 from restkv_local.config import DEFAULTS
+from restkv_local.errors import RestKVError
 
 if TYPE_CHECKING:
     from restkv_local.chat.ask import Answer, DocumentReader
@@ -201,8 +203,12 @@ def hold_interview(reader: DocumentReader) -> int:
             if terminal.line_was_empty:
                 return 130
             continue
-        if question.strip():
+        if not question.strip():
+            continue
+        try:
             answer(reader, question, silent=False, titled=False)
+        except RestKVError as error:
+            print_error(str(error))
 
 
 def say_reading(reader: DocumentReader) -> None:

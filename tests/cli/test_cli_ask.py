@@ -217,6 +217,22 @@ def test_without_a_question_one_is_asked_for_until_ctrl_d(at_terminal, log, more
 
 
 @pytest.mark.native
+@pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
+def test_a_question_that_cannot_be_answered_does_not_end_the_interview(at_terminal, log):
+    child = at_terminal(log, "--policy", "full")
+    child.expect("ask; Ctrl-D leaves")
+    child.expect(">>> ")
+    child.send(f"{prose(400)}?\r")
+    child.expect("error: ")
+    child.expect(">>> ")
+    child.send("where?\r")
+    child.expect(r"gen \d+ tok")
+    child.expect(">>> ")
+    child.sendeof()
+    assert exit_code(child) == 0
+
+
+@pytest.mark.native
 def test_read_now_and_ask_later(capsys, log, tiny):
     model, *options = tiny
     code, out, err = run(capsys, model, log, "--mode", "ingest", *options)

@@ -452,7 +452,8 @@ def _document(one: str | Path | Document) -> Document:
         return one
     if isinstance(one, Path) or _FILE_NAME.fullmatch(one):
         return read_document(one)
-    return parse_document(one.encode(), "text")
+    # What is no character becomes bytes that are no text, and is refused like any.
+    return parse_document(one.encode(errors="surrogatepass"), "text")
 
 
 def _check_question(question: str) -> None:

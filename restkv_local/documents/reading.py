@@ -52,7 +52,8 @@ def read_document(path: str | Path) -> Document:
         It is missing, a directory, unreadable, empty, or nothing that can be read as text.
     """
     file = Path(path).expanduser()
-    name = str(file)
+    # A model reads the name and a report holds it: a byte that is no UTF-8 is written as errors write it.
+    name = str(file).encode(errors="backslashreplace").decode()
     try:
         data = file.read_bytes()
     except FileNotFoundError:

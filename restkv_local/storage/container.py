@@ -60,8 +60,8 @@ def write_container(path: Path, kind: str, meta: Mapping[str, Any], arrays: Arra
     head = {"format": FORMAT, "version": VERSION, "kind": kind, "arrays": shapes, **meta}
     # ASCII: whatever characters a text holds, the file's bytes are plain.
     text = json.dumps(head, ensure_ascii=True, indent=1).encode()
-    path = Path(os.path.realpath(path))
     try:
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path.parent)
         handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=_PART, dir=path.parent)
@@ -77,9 +77,10 @@ def write_container(path: Path, kind: str, meta: Mapping[str, Any], arrays: Arra
                 part.unlink()
             raise
         _sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no system holds a file of that name
+        reason = getattr(error, "strerror", None) or error
         raise SessionFileError(
-            f"cannot write {show_path(path)}: {error.strerror or error}; what was there is unchanged"
+            f"cannot write {show_path(path)}: {reason}; what was there is unchanged"
         ) from error
 
 

@@ -221,6 +221,12 @@ def test_a_file_that_is_not_there_is_no_text(open_llama, name):
     assert str(refusal.value) == f"{name}: no such file"
 
 
+@pytest.mark.parametrize("text", ["caf\udce9", "half a pair: \ud800"])
+def test_a_text_that_cannot_be_written_is_refused(open_llama, text):
+    with pytest.raises(InputError, match="text is not UTF-8 text"):
+        answers(open_llama(MODEL, **SMALL), text, [ONE])
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -40,6 +40,16 @@ def test_a_file_is_read_by_its_content_whatever_its_name(tmp_path, name):
     assert_places(document)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_a_name_that_is_no_text_is_written_as_text(tmp_path):
+    """Of two files each is headed by its name, and no model can read half a character."""
+    file = tmp_path / os.fsdecode(b"caf\xe9.html")
+    file.write_bytes(SAMPLES["page.html"])
+    document = read_document(file)
+    assert document.name == str(tmp_path / "caf\\udce9.html")
+    assert document.kind == "html"
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_character_has_a_place(name):
     document = parse_document(SAMPLES[name], name)

@@ -219,6 +219,12 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(file, monkeypatch, err
     assert list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("name", ["half a pair \ud800", "a zero \0"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    with pytest.raises(SessionFileError, match="cannot write"):
+        write_container(tmp_path / name, "session", {}, {})
+
+
 def test_a_disk_that_fills_up_on_the_way(file, monkeypatch):
     class Full(io.BytesIO):
         def fileno(self):

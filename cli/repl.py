@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -295,7 +296,7 @@ class Repl:
         self._answer(partial(self._session.reread, argument))
 
     def _save(self, argument: str) -> None:
-        path = Path(_unquote(argument)).expanduser() if argument else self._path
+        path = _path(argument) if argument else self._path
         if path is None:
             raise InputError("/save needs a file: /save FILE, or begin with --session NAME")
         self._session.save(path)
@@ -304,7 +305,7 @@ class Repl:
     def _load(self, argument: str) -> None:
         if not argument:
             raise InputError("/load needs a file: /load FILE")
-        say_history(self._session, self._session.load(Path(_unquote(argument)).expanduser()))
+        say_history(self._session, self._session.load(_path(argument)))
         self._pending.clear()
         self._n_turns = 0
         if self._path is not None:
@@ -428,6 +429,10 @@ def _unquote(argument: str) -> str:
     path = argument.strip()
     quoted = len(path) > 1 and path[0] == path[-1] and path[0] in "'\""
     return path[1:-1] if quoted else path
+
+
+def _path(argument: str) -> Path:
+    return Path(os.path.expanduser(_unquote(argument)))
 
 
 def _whole_number(text: str, usage: str) -> int:

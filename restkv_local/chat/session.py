@@ -27,7 +27,7 @@ from restkv_local.engine import Engine, Progress, Snapshot
 from restkv_local.errors import ConfigError, InputError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.model.model_file import kv_bytes_per_token
-from restkv_local.native import library_stamp
+from restkv_local.native import encode_text, library_stamp
 from restkv_local.storage.fingerprint import fingerprint_model
 from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
 from restkv_local.storage.snapshot_file import tracked_kinds
@@ -474,8 +474,10 @@ class ChatSession:
         return self._turns[-1]
 
     def _start(self, request: _Request, on_progress: OnProgress | None) -> Iterator[str]:
-        # An empty prompt is refused now, not with the first piece.
-        reply = self._reply(request, request.turn.content, on_progress)
+        # What cannot be read is refused now, not with the first piece: nothing is given up for it.
+        content = request.turn.content
+        encode_text(content)
+        reply = self._reply(request, content, on_progress)
         return in_turn(self._llama.turns, reply)
 
     def _reply(

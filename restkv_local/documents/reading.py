@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,8 @@ def read_document(path: str | Path) -> Document:
     InputError
         It is missing, a directory, unreadable, empty, or nothing that can be read as text.
     """
-    file = Path(path).expanduser()
+    # Path.expanduser() would fail where ~NAME is nobody's home.
+    file = Path(os.path.expanduser(path))
     # A model reads the name and a report holds it: a byte that is no UTF-8 is written as errors write it.
     name = str(file).encode(errors="backslashreplace").decode()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from restkv_local.errors import ModelError
@@ -32,7 +33,7 @@ def resolve_model(model: str | Path) -> Path:
     """
     if model != DEMO:
         try:
-            return Path(model).expanduser()
+            return Path(os.path.expanduser(model))
         except RuntimeError as error:  # "~name" of nobody
             raise ModelError(f"cannot find the home folder in {str(model)!r}: {error}") from error
     # find_spec() on a top-level name locates the package without running it: importing

@@ -38,6 +38,23 @@ class LayerInfo:
     head_dim_v: int
 
 
+def encode_text(text: str) -> bytes:
+    """Return a text as llama.cpp takes it.
+
+    Raises
+    ------
+    InputError
+        If it holds a lone surrogate, as a byte becomes that was no UTF-8.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text holds what is no character at place {error.start + 1}"
+            f" ({text[error.start]!r}): give it as UTF-8"
+        ) from error
+
+
 class _Closed:
     """Stands for the libraries once the model is gone."""
 
@@ -238,13 +255,7 @@ class NativeContext:
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """Return the tokens of ``text``; ``add_special`` adds what the vocabulary asks for (BOS)."""
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"the text holds what is no character at place {error.start + 1}"
-                f" ({text[error.start]!r}): give it as UTF-8"
-            ) from error
+        data = encode_text(text)
         size = len(data) + 8
         tokens = (self._llama.llama_token * size)()
         n = self._llama.llama_tokenize(

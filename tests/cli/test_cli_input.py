@@ -202,3 +202,9 @@ def test_dev_null_and_no_prompt_ends_with_2():
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: no prompt")
+
+
+def test_a_home_that_is_nobodys_is_part_of_a_missing_files_name(run_cli):
+    assert "~nobody-here" in only_error(
+        run_cli("model.gguf", "-f", "~nobody-here/a.txt", "-p", "why?")
+    )

@@ -165,3 +165,12 @@ def test_doctor_finds_the_library():
     )
     assert done.returncode == 0, done.stderr
     assert "device    CPU" in done.stdout
+
+
+@pytest.mark.parametrize("argument", ["-p", "-sys", "--guide"])
+def test_a_byte_that_is_no_utf_8_is_one_line(argument):
+    more = [] if argument == "-p" else ["-p", "why?"]
+    done = run_chat(argument, b"caf\xe9?", *more)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"error: the text holds what is no character at place ")
+    assert done.stderr.count(b"\n") == 1

@@ -257,3 +257,14 @@ def test_a_stopped_answer_can_be_undone_saved_and_gone_on_from(open_chat, tmp_pa
     assert talk(other, 2, first=40) == talk(session, 2, first=40)
     assert session.undo(3) == "by snapshot"
     assert_same_cache(cache(session), rows)
+
+
+@pytest.mark.parametrize("way", ["send", "edit", "reread"])
+def test_a_question_that_is_no_text_costs_nothing(open_chat, way):
+    session = open_chat(MODEL, **LONG)
+    begin(session)
+    rows, turns = cache(session), session.turns
+    with pytest.raises(InputError, match="no character"):
+        "".join(getattr(session, way)("caf\udce9?"))
+    assert_same_cache(cache(session), rows)
+    assert session.turns == turns

@@ -146,7 +146,7 @@ def chat(
             answer_once(conversation, text, documents, as_json=as_json)
         finally:
             if path is not None and conversation.turns:
-                conversation.save(path)
+                conversation.save(path, replace_any=False)
 
 
 def find_session(name: str, model: Path, system: str | None) -> tuple[Path, SavedSession | None]:

@@ -244,7 +244,7 @@ class Repl:
         if self._path is None:
             return
         try:
-            self._session.save(self._path)
+            self._session.save(self._path, replace_any=False)
         except SessionFileError as error:
             print_error(str(error))
 
@@ -299,7 +299,7 @@ class Repl:
         path = _path(argument) if argument else self._path
         if path is None:
             raise InputError("/save needs a file: /save FILE, or begin with --session NAME")
-        self._session.save(path)
+        self._session.save(path, replace_any=bool(argument))
         print_note(f"saved in {path}, {format_bytes(path.stat().st_size)}", style="dim")
 
     def _load(self, argument: str) -> None:

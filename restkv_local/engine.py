@@ -179,8 +179,8 @@ class Engine:
 
     @property
     def is_open(self) -> bool:
-        """Whether a context exists."""
-        return self.native.capacity > 0
+        """Whether there is a cache, all of it: Ctrl-C may have come while it was made."""
+        return self.native.capacity > 0 and self.rows.n_slots > 0
 
     @property
     def tracks(self) -> frozenset[Tracked]:
@@ -235,10 +235,10 @@ class Engine:
         ConfigError
             If the budget does not hold what must stay, or the machine does not hold the cache.
         """
-        self.budget, n_rows = self.check(n_prompt, n_predict, n_pinned)
-        self.n_pinned = n_pinned
-        if not self.rows.n_slots or self.capacity != n_rows:
+        budget, n_rows = self.check(n_prompt, n_predict, n_pinned)
+        if not self.is_open or self.capacity != n_rows:
             self._make_cache(n_rows)
+        self.budget, self.n_pinned = budget, n_pinned
         self._load_factors(self.policy)
 
     def check(self, n_prompt: int, n_predict: int, n_pinned: int) -> tuple[int, int]:

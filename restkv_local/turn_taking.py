@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from inspect import GEN_RUNNING, getgeneratorstate
 from typing import Any, TypeVar
 
 from restkv_local.errors import BusyError
@@ -22,6 +23,11 @@ class TurnTaking:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._turn: Turn | None = None
+        self._late: list[Callable[[], None]] = []
+
+    def later(self, do: Callable[[], None]) -> None:
+        """Have something done before the next turn begins, for whom the model is too busy now."""
+        self._late.append(do)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -50,9 +56,16 @@ class TurnTaking:
         try:
             if self._turn is not None and self._turn.thread != turn.thread:
                 raise _busy()
-            before, self._turn = self._turn, None
+            before = self._turn
             if before is not None and before.stream is not None:
+                if (
+                    getgeneratorstate(before.stream) == GEN_RUNNING
+                ):  # another thread is just closing it
+                    raise _busy()
                 before.stream.close()
+            self._turn = None
+            while self._late:
+                self._late.pop(0)()
             self._turn = turn
         finally:
             self._lock.release()

@@ -91,7 +91,7 @@ def find_ceilings(
         return float(seconds[i] + slopes[i] * (n_rows - rows[i]))
 
     base = cost(0)
-    if slopes.min() <= 0 or base <= 0:
+    if seconds[-1] <= seconds[0] or base <= 0:
         return []
     ceilings = []
     for cache in caches:

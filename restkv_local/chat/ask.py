@@ -21,7 +21,7 @@ from restkv_local.chat.turn_report import make_timings
 from restkv_local.config import DEFAULTS
 from restkv_local.documents import Document, parse_document, read_document
 from restkv_local.engine import Engine, Progress
-from restkv_local.errors import ConfigError, InputError, NativeError
+from restkv_local.errors import BusyError, ConfigError, InputError, NativeError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import library_stamp
 from restkv_local.storage.fingerprint import fingerprint_model
@@ -159,9 +159,9 @@ class DocumentReader:
         self._before = [] if self.mode == "per-question" else self._common_tokens()
         with llama.turns.call():
             self._old = llama.engine
-            self._take_over()
+            self._own = self._take_over()
 
-    def _take_over(self) -> None:
+    def _take_over(self) -> Engine:
         config = self._old.config
         asked_for_nothing = (config.policy, config.allocation) == (
             DEFAULTS.policy,
@@ -179,10 +179,18 @@ class DocumentReader:
             config = replace(config, n_guide=max(config.n_guide, n_guide))
         self._llama.native.release()
         self._llama.engine = self._old.renewed(config)
+        return self._llama.engine
 
     def close(self) -> None:
         """Forget the documents and give the model its own settings back."""
-        with self._llama.turns.call():
+        try:
+            with self._llama.turns.call():
+                self._give_back()
+        except BusyError:
+            self._llama.turns.later(self._give_back)  # nobody may be there to try again
+
+    def _give_back(self) -> None:
+        if self._llama.engine is self._own:  # nobody has taken the cache over for other rules
             self._llama.native.release()
             self._llama.engine = self._old
 

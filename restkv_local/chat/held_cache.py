@@ -112,13 +112,12 @@ class HeldCache:
         may_evict = engine.policy.evicts and engine.config.prefill == "bounded"
         if may_evict or n_needed <= self._llama.native.room:
             return True
-        text, budget = self.text, engine.budget
+        text, (n_prompt, _, n_pinned) = self.text, self.opened
         with self.or_as_before() as snapshot:
-            # Twice what is needed: a long conversation moves seldom.
-            self.open((2 * (round(engine.rows.mean) + n_tokens), *self.opened[1:]))
-            engine.use(
-                budget=budget
-            )  # a percentage is of the prompt that the conversation began with
+            # Twice what is needed: a long conversation moves seldom. The prompt stays that which it began with,
+            # because a budget may be a share of it.
+            n_rows = 2 * (round(engine.rows.mean) + n_tokens) + max(engine.config.n_predict, 0)
+            self.open((n_prompt, max(n_rows - n_prompt, 0), n_pinned))
             return snapshot is not None and self.restore(snapshot, text)
 
     @contextmanager

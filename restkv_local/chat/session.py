@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,6 +77,9 @@ class ChatSession:
     A bounded cache cannot be cut back: what was evicted for a turn is gone. So the cache is copied before
     each turn and after the newest prompt while ``undo_mib`` allows, and going back means putting a copy in
     place; without one the turns are read again, and the report says which of the two it was.
+
+    One call at a time: all but :meth:`context` and :meth:`prepare` raise BusyError while another thread's runs, and
+    end a stream that was left open; what it said so far stays.
     """
 
     def __init__(
@@ -87,9 +91,7 @@ class ChatSession:
         self._system = system
         self._readings = readings
         self._fingerprint = ""
-        self._files: dict[
-            Path, str
-        ] = {}  # when each was written, as far as this conversation knows
+        self._files: dict[str, str] = {}  # when each was written, as far as this conversation knows
         self._moments = Moments(self._engine.config.undo_mib << 20)
         self._cache = HeldCache(llama)
         self.report = TurnReport(llama.shape.name, llama.version)
@@ -340,8 +342,15 @@ class ChatSession:
             self._fingerprint = fingerprint_model(self._llama.shape.path)
         return self._fingerprint
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, replace_any: bool = True) -> None:
         """Write the conversation with its cache to a file; :meth:`load` goes on from there to the bit.
+
+        Parameters
+        ----------
+        path : str or Path
+            Where to.
+        replace_any : bool
+            Whether a session may be replaced that this conversation neither read nor wrote.
 
         Raises
         ------
@@ -352,8 +361,9 @@ class ChatSession:
         path = Path(path)
         with self._llama.turns.call():
             saved = self._pack()
-        write_session(path, saved, replaces=self._files.get(path.resolve()))
-        self._files[path.resolve()] = saved.saved
+        place = os.path.abspath(path)
+        write_session(path, saved, replaces=self._files.get(place, None if replace_any else ""))
+        self._files[place] = saved.saved
 
     def _pack(self) -> SavedSession:
         sampler = self._llama.sampler
@@ -414,7 +424,9 @@ class ChatSession:
             snapshot, why = None, f": its cache was made by another library ({saved.library})"
         kinds = tracked_kinds(snapshot) if snapshot is not None else ()
         # Rules that cannot be are refused now.
-        self._engine.renewed(replace(config, **rules)).check(*saved.opened)
+        ruled = self._engine.renewed(replace(config, **rules))
+        if snapshot is not None:
+            ruled.check(*saved.opened)
         renewed = self._engine.renewed(config, kinds)
         moved = False
         with self._cache.or_as_before():
@@ -427,7 +439,7 @@ class ChatSession:
         self._system, self._turns = saved.system, list(saved.turns)
         self._cache.opened = saved.opened
         if saved.path is not None:
-            self._files[saved.path.resolve()] = saved.saved
+            self._files[os.path.abspath(saved.path)] = saved.saved
         self._moments.clear()
         if not moved:
             self._cache.forget()
@@ -469,9 +481,10 @@ class ChatSession:
     # Answering
 
     def _last(self) -> Turn:
-        if not self._turns:
-            raise InputError("nothing was asked yet: ask first")
-        return self._turns[-1]
+        with self._llama.turns.call():  # a stream that was left open ends with a turn of its own
+            if not self._turns:
+                raise InputError("nothing was asked yet: ask first")
+            return self._turns[-1]
 
     def _start(self, request: _Request, on_progress: OnProgress | None) -> Iterator[str]:
         # What cannot be read is refused now, not with the first piece: nothing is given up for it.

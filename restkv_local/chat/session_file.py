@@ -131,7 +131,7 @@ def write_session(path: Path, session: SavedSession, *, replaces: str | None = N
     session : SavedSession
         What.
     replaces : str, optional
-        When the file that is there was saved. Another one is left alone then.
+        When the file that is there was saved, empty if there should be none. Another one is left alone then.
 
     Raises
     ------

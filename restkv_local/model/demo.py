@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 from restkv_local.errors import ModelError
@@ -33,7 +32,7 @@ def resolve_model(model: str | Path) -> Path:
     """
     if model != DEMO:
         try:
-            return Path(os.path.expanduser(model))
+            return Path(model).expanduser()
         except RuntimeError as error:  # "~name" of nobody
             raise ModelError(f"cannot find the home folder in {str(model)!r}: {error}") from error
     # find_spec() on a top-level name locates the package without running it: importing

@@ -5,10 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +16,10 @@ import numpy as np
 from restkv_local.errors import CacheFullError, InputError, ModelError, NativeError
 from restkv_local.native import _bindings, _library
 from restkv_local.native.sampler import Sampler
+from restkv_local.native.worker import Worker
 from restkv_local.types import F32, I32, I64, Bool
 
 T = TypeVar("T")
-
-# How long the main thread sleeps between looks for Ctrl-C; it bounds the reaction on systems whose locks
-# cannot be interrupted.
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +82,7 @@ class NativeContext:
         self._llama: Any = _library.load()
         self._restkv: Any = _bindings.Bindings(self._llama._lib)
         self._log = _Log(self._llama, verbose)
-        # Native calls run on one worker thread: the main thread stays free to see Ctrl-C.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="restkv")
-        self._worker_id = self._worker.submit(threading.get_ident).result()
+        self._worker = Worker()
         self._ctx: Any = None
         self._model: Any = None
         self._model = self._load_model(path, n_gpu_layers)
@@ -145,7 +138,7 @@ class NativeContext:
         params.n_gpu_layers = n_gpu_layers
         model = self._run(lambda: llama.llama_model_load_from_file(os.fsencode(path), params))
         if not model:
-            self._worker.shutdown()
+            self._worker.close()
             raise ModelError(f"llama.cpp cannot load {path}: {self._log.reason()}")
         return model
 
@@ -204,7 +197,7 @@ class NativeContext:
         """Free the context, then the model; calling it again does nothing."""
         if self._model is None:
             return
-        self._worker.shutdown(wait=True)
+        self._worker.close()
         self.release()  # before its model
         self._llama.llama_model_free(self._model)
         self._model = None
@@ -221,35 +214,27 @@ class NativeContext:
 
     def _run(self, call: Callable[[], T]) -> T:
         """Run ``call`` on the worker; Ctrl-C stops it and is raised once the worker is idle again."""
-        if threading.get_ident() == self._worker_id:
-            return call()
-        return self._wait(self._worker.submit(call), stop=True)
+        aborted = False
+
+        def abort() -> None:
+            nonlocal aborted
+            if self._ctx:  # loading cannot be stopped half way
+                aborted = True
+                self._restkv.abort(self._ctx, True)
+
+        try:
+            return self._worker.run(call, on_interrupt=abort)
+        except NativeError:
+            if aborted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if aborted:
+                self._restkv.abort(self._ctx, False)
 
     def finish(self, call: Callable[[], T]) -> T:
         """Run ``call``, native calls in it included, to its end; Ctrl-C is raised afterwards."""
-        if threading.get_ident() == self._worker_id:
-            return call()
-        return self._wait(self._worker.submit(call), stop=False)
-
-    def _wait(self, future: Future[T], *, stop: bool) -> T:
-        """Wait until the worker is idle, however often Ctrl-C is pressed meanwhile."""
-        pressed = False
-        while True:
-            try:
-                if future.done():
-                    break
-                if pressed and stop and self._ctx:  # loading cannot be stopped half way
-                    self._restkv.abort(self._ctx, True)
-                wait([future], timeout=_POLL_S)
-            except KeyboardInterrupt:
-                pressed = True
-        if not pressed:
-            return future.result()
-        if not stop:
-            future.result()
-        elif self._ctx:
-            self._restkv.abort(self._ctx, False)
-        raise KeyboardInterrupt
+        return self._worker.run(call, on_interrupt=lambda: None)
 
     # Text and tokens
 

@@ -228,7 +228,6 @@ def test_no_other_thread_takes_the_cache_from_a_running_call(llm, tokens):
         lambda: session.save("never.restkv"),
         lambda: next(ask(llm, "a text", ["why?"])),
         reader.read,
-        reader.close,
     ]
     refused = []
 
@@ -240,6 +239,38 @@ def test_no_other_thread_takes_the_cache_from_a_running_call(llm, tokens):
     assert expected.startswith(said)
     assert len(refused) >= len(calls)
     assert all(isinstance(error, BusyError) for error in refused)
+
+
+def test_a_reader_closed_meanwhile_gives_the_rules_back_afterwards(llm, tokens):
+    """Also the one of an ask() that nobody finished: nothing is left to try again with."""
+    engine = llm.engine
+    answers = ask(llm, "a text", ["why?", "who?"], mode="ingest")
+    next(answers)
+    assert llm.engine is not engine
+    closed = []
+
+    def meanwhile(ids, logits):
+        if not closed:
+            closed.append(in_thread(answers.close))
+        return False
+
+    llm(tokens(100), stopping_criteria=meanwhile, **OPTIONS)
+    assert closed == [None]
+    "".join(ChatSession(llm).send("why?"))
+    assert llm.engine is engine
+
+
+@pytest.mark.parametrize("way", ["regenerate", "edit", "reread"])
+def test_the_turn_of_a_stream_left_open_is_the_last_one(llm, way):
+    session = ChatSession(llm)
+    "".join(session.send("one"))
+    next(session.send("two", documents=["a text"]))
+    stream = session.send("two", documents=["a text"])
+    next(stream)
+    "".join(session.edit("three") if way == "edit" else getattr(session, way)())
+    asked = ["one", "two", "three" if way == "edit" else "two"]
+    assert [turn.question for turn in session.turns] == asked
+    assert session.turns[-1].documents
 
 
 @pytest.mark.parametrize("do", ["send", "clear", "load", "undo", "another"])

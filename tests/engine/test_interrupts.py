@@ -1,12 +1,14 @@
 """Ctrl-C at the moments that leave a session between two states."""
 
 import _thread
+import signal
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from restkv_local import ChatSession
 from restkv_local import engine as engine_module
 from tests import builders
 from tests.engine.test_engine import check_invariants, read
@@ -196,3 +198,48 @@ def test_ctrl_c_pressed_again_and_again_waits_for_the_worker(open_llama, tokens,
         with pytest.raises(KeyboardInterrupt):
             call(work)
         assert done
+
+
+def test_ctrl_c_while_a_cache_is_made_leaves_none_half_made(open_llama, tokens, monkeypatch):
+    llama = open_llama(MODEL, policy="full", n_predict=8)
+    session = ChatSession(llama)
+    "".join(session.send("the first question"))
+
+    def press():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llama.native, "_layer_infos", press)
+    with pytest.raises(KeyboardInterrupt):
+        "".join(session.send("a long one " * 60))
+    monkeypatch.undo()
+    "".join(session.send("a long one " * 60))
+    "".join(session.send("and then?"))
+    check_invariants(llama.engine)
+    assert len(session.turns) == 3
+
+
+def test_ctrl_c_at_any_moment_of_waiting_hangs_nothing(open_llama):
+    """Real signals, for they come between any two steps of the main thread."""
+    native = open_llama(MODEL).native
+    done = threading.Event()
+    n_stopped = 0
+
+    def press():
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.0021)
+        done.set()
+
+    presser = threading.Thread(target=press)
+    while not done.is_set():
+        try:
+            if not presser.is_alive():
+                presser.start()
+            while not done.is_set():
+                native.finish(lambda: time.sleep(0.002))
+        except KeyboardInterrupt:
+            n_stopped += 1
+    presser.join()
+    assert n_stopped > 100
+    assert native.finish(lambda: 7) == 7

@@ -281,6 +281,33 @@ def test_a_budget_that_does_not_hold_the_files_system_prompt_changes_nothing(ope
     )
 
 
+def test_a_session_without_a_cache_takes_any_budget(open_chat, tmp_path):
+    session = open_chat(MODEL, **LONG)
+    session.set_budget("25%")
+    session.save(tmp_path / "a")
+    session.load(tmp_path / "a", {"budget": "20%"})
+    begin(session)
+    assert session.turns
+
+
+def test_a_name_that_no_system_holds_is_one_line(open_chat):
+    session = begin(open_chat(MODEL, **LONG))
+    for name in ("a\0b", "half \ud800"):
+        with pytest.raises(SessionFileError) as error:
+            session.save(name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_new_session_replaces_none_that_is_there(open_chat, tmp_path):
+    """Two programs begin a session of one name."""
+    one, other = (begin(open_chat(MODEL, **LONG)) for _ in range(2))
+    one.save(tmp_path / "a", replace_any=False)
+    one.save(tmp_path / "a", replace_any=False)
+    with pytest.raises(SessionFileError, match="somebody else"):
+        other.save(tmp_path / "a", replace_any=False)
+    other.save(tmp_path / "a")
+
+
 def test_a_reader_that_was_closed_leaves_a_conversation_that_goes_on(open_chat):
     session = begin(open_chat(MODEL, **LONG))
     (answer,) = ask(session.llama, "the ferry left in the morning", ["when?"])

@@ -107,13 +107,16 @@ def test_a_conversation_without_memory_to_grow_stays_as_it_is(open_chat, monkeyp
     assert session.report.kv["seen"] > seen
 
 
-def test_a_larger_cache_keeps_the_budget(open_chat):
+def test_a_larger_cache_keeps_the_budget(open_chat, tmp_path):
     options = OPTIONS | {"n_predict": 8, "prefill": "full", "budget": "50%"}
     session = open_chat(MODEL, **options)
     say(session, prose(200))
     before = session.context()
     say(session, prose(400, seed=1))
     assert session.context().capacity > before.capacity
+    assert session.context().budget == before.budget
+    session.save(tmp_path / "a")
+    session.load(tmp_path / "a")
     assert session.context().budget == before.budget
 
 

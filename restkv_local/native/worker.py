@@ -1,0 +1,106 @@
+"""The thread that native calls run on, so that the main thread stays free to see Ctrl-C."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+# How long the main thread sleeps between looks for Ctrl-C; it bounds the reaction on systems whose locks
+# cannot be interrupted.
+_POLL_S: Final = 0.2
+
+
+class Worker:
+    """Runs one call after the other.
+
+    Notes
+    -----
+    Ctrl-C may come between any two steps of the main thread, also of the library's code it is in. What
+    concurrent.futures waits with would then keep its lock, and the worker would wait for that for ever.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="restkv", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call.run()
+            del call  # its result may be a whole cache
+
+    def run(self, function: Callable[[], T], *, on_interrupt: Callable[[], None]) -> T:
+        """Run a function and wait until it has ended, however often Ctrl-C is pressed meanwhile.
+
+        Parameters
+        ----------
+        function : callable
+            What to run; one that asks for another in turn has it run at once.
+        on_interrupt : callable
+            Called again and again from the first Ctrl-C until the function has ended.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If Ctrl-C was pressed, and the function itself raised nothing.
+        """
+        if threading.current_thread() is self._thread:
+            return function()
+        call = _Call(function)
+        is_queued = pressed = False
+        while True:
+            try:
+                if not is_queued:
+                    self._calls.put(call)  # once more, should Ctrl-C come right after: it runs once
+                    is_queued = True
+                if pressed:
+                    on_interrupt()
+                if call.wait():
+                    break
+            except KeyboardInterrupt:
+                pressed = True
+        result = call.result()
+        if pressed:
+            raise KeyboardInterrupt
+        return result
+
+    def close(self) -> None:
+        """Wait for what runs, then end the thread."""
+        self._calls.put(None)
+        self._thread.join()
+
+
+class _Call(Generic[T]):
+    """A function, and what came of it."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._outcome: list[tuple[T | None, BaseException | None]] = []
+        self._ended = threading.Lock()
+        self._ended.acquire()
+
+    def run(self) -> None:
+        """Run it, if that was not done yet."""
+        if self._outcome:
+            return
+        try:
+            outcome: tuple[T | None, BaseException | None] = (self._function(), None)
+        except BaseException as error:
+            outcome = (None, error)
+        self._outcome.append(outcome)
+        self._ended.release()
+
+    def wait(self) -> bool:
+        """Tell whether the function has ended, after a while at the latest."""
+        return bool(self._outcome) or self._ended.acquire(timeout=_POLL_S)
+
+    def result(self) -> T:
+        """Return what the function did, or raise its error."""
+        value, error = self._outcome[0]
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]

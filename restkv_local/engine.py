@@ -22,6 +22,7 @@ from restkv_local.model.model_file import (
     ModelShape,
     kv_bytes_per_token,
     pad_rows,
+    scoring_bytes,
     supported_positions,
     swa_cache_bytes,
 )
@@ -275,6 +276,9 @@ class Engine:
 
     def _make_cache(self, n_rows: int) -> None:
         config = self.config
+        self._n_ring = max(config.n_obs + config.n_guide, 1)
+        if self._kinds:
+            self._n_ring = max(self._n_ring, config.n_ubatch)
         self._check_memory(n_rows)
         self.rows = RowTable(0, 0, 0)  # until all is there: Ctrl-C may come at any moment
         self._loaded = None
@@ -282,9 +286,6 @@ class Engine:
         if not self._allocator.equal:
             # What is read whole evicts from equal segments: none can outgrow the prompt.
             n_slots = n_rows + ROW_PAD if config.prefill == "full" else _GROWTH * n_rows
-        self._n_ring = max(config.n_obs + config.n_guide, 1)
-        if self._kinds:
-            self._n_ring = max(self._n_ring, config.n_ubatch)
         self.native.open(
             n_rows,
             n_slots=None if n_slots == n_rows else n_slots,
@@ -299,8 +300,12 @@ class Engine:
         self.rows = RowTable(len(layers), layers[0].n_head_kv, n_slots, self._kinds)
 
     def _check_memory(self, n_rows: int) -> None:
-        need = n_rows * self._row_bytes + swa_cache_bytes(
-            self.shape, self.config.n_ubatch, self.config.type_k, self.config.type_v
+        need = (
+            n_rows * self._row_bytes
+            + scoring_bytes(self.shape, self._n_ring)
+            + swa_cache_bytes(
+                self.shape, self.config.n_ubatch, self.config.type_k, self.config.type_v
+            )
         )
         free = psutil.virtual_memory().available
         if self.is_open:  # the cache that this one replaces goes first
@@ -313,7 +318,7 @@ class Engine:
                 "read it with prefill='bounded'" if whole else f"lower budget={self.config.budget}"
             )
             raise ConfigError(
-                f"{n_rows} rows need {need / 2**30:.1f} GiB for K and V but {free / 2**30:.1f} GiB are free; "
+                f"{n_rows} rows need {need / 2**30:.1f} GiB for K, V and scoring but {free / 2**30:.1f} GiB are free; "
                 f"{lower} or quantise the cache (type_k, type_v = q8_0)"
             )
 
@@ -425,6 +430,9 @@ class Engine:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to what :meth:`save` copied in this session."""
+        self.native.finish(lambda: self._restore(snapshot))
+
+    def _restore(self, snapshot: Snapshot) -> None:
         self.native.set_state(snapshot.state)
         self.rows.restore(snapshot.rows)
         self.counters = replace(snapshot.counters)
@@ -511,7 +519,16 @@ class Engine:
         n = len(tokens)
         if self._n_untracked + n > self._n_ring:
             self._track()
-        self.native.decode(tokens)
+        try:
+            self.native.decode(tokens)
+            self.native.finish(lambda: self._count(tokens, probe=probe))
+        except KeyboardInterrupt:
+            # It may have come between the two.
+            self.native.finish(lambda: self.native.remove_tail(self.native.used - self.rows.used))
+            raise
+
+    def _count(self, tokens: list[int], *, probe: bool) -> None:
+        n = len(tokens)
         self.rows.append(self.counters.seen, n)
         self.counters.peak = max(self.counters.peak, round(self.rows.mean))
         if not probe:

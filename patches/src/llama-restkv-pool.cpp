@@ -48,7 +48,9 @@ llama_restkv_pool::llama_restkv_pool(
 }
 
 uint32_t llama_restkv_pool::n_nodes_extra() const {
-    return ragged() ? 24*(n_cols + layers.size()) : 0;
+    // scoring on another device than the CPU asks the scheduler for 12 nodes a query, of one layer at least
+    const bool elsewhere = std::any_of(layers.begin(), layers.end(), [](const auto & layer) { return !ggml_backend_buft_is_host(layer.buft); });
+    return (ragged() ? 24*(n_cols + layers.size()) : 0) + (elsewhere ? 12*n_ring + 100 : 0);
 }
 
 void llama_restkv_pool::add_layer(uint32_t il, ggml_backend_buffer_type_t buft) {
@@ -101,6 +103,23 @@ std::vector<llama_restkv_segments> llama_restkv_pool::layout(const int32_t * n_k
         }
     }
     return res;
+}
+
+std::pair<int64_t, ggml_backend_buffer_type_t> llama_restkv_pool::n_lacking(const int32_t * n_keep) const {
+    for (const auto & dev : devices) {
+        int64_t n = 0;
+        for (const auto & layer : layers) {
+            if (layer.buft == dev.buft) {
+                for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+                    n += n_keep[layer.idx_col + h] - int64_t(n_rows);
+                }
+            }
+        }
+        if (n > 0) {
+            return {n, dev.buft};
+        }
+    }
+    return {0, nullptr};
 }
 
 void llama_restkv_pool::set_layout(std::vector<llama_restkv_segments> && next) {

@@ -8,6 +8,7 @@
 #include "ggml-cpp.h"
 
 #include <map>
+#include <utility>
 #include <vector>
 
 struct llama_hparams;
@@ -83,6 +84,10 @@ public:
 
     // the layout for segments of n_keep rows (layer-major, n_cols of them): rows that are not taken are shared out evenly
     std::vector<llama_restkv_segments> layout(const int32_t * n_keep) const;
+
+    // rows that some device lacks for as many a segment, and which; 0 where all fit
+    std::pair<int64_t, ggml_backend_buffer_type_t> n_lacking(const int32_t * n_keep) const;
+
     void set_layout(std::vector<llama_restkv_segments> && next);
     void reset_layout(); // equal segments
 

@@ -115,6 +115,9 @@ llama_restkv_state_head llama_restkv_state_check(const llama_restkv_pool & pool,
     if (n_most > pool.n_slots || total > int64_t(pool.n_rows)*pool.n_cols || (!equal && pool.n_slots == pool.n_rows)) {
         fail("needs " + std::to_string(total/pool.n_cols + 1) + " rows a segment, unequal ones if need be; this context has " + std::to_string(pool.n_rows));
     }
+    if (const auto [n, buft] = pool.n_lacking(n_rows.data()); n > 0) {
+        fail(std::string("needs ") + std::to_string(n) + " rows more of " + ggml_backend_buft_name(buft) + " than this context has there");
+    }
     return head;
 }
 

@@ -123,17 +123,9 @@ void check_keep(const llama_restkv_pool & pool, uint32_t n_used, const int32_t *
             }
         }
     }
-    std::map<ggml_backend_buffer_type_t, int64_t> free;
-    for (const auto & layer : pool.layers) {
-        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-            free[layer.buft] += int64_t(pool.n_rows) - n_keep[layer.idx_col + h];
-        }
-    }
-    for (const auto & [buft, n] : free) {
-        if (n < 0) {
-            throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, std::string("the plan gives ") + ggml_backend_buft_name(buft) + " "
-                + std::to_string(-n) + " rows more than its pool has: an allocation that shares between layers needs them on one device");
-        }
+    if (const auto [n, buft] = pool.n_lacking(n_keep); n > 0) {
+        throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, std::string("the plan gives ") + ggml_backend_buft_name(buft) + " "
+            + std::to_string(n) + " rows more than its pool has: an allocation that shares between layers needs them on one device");
     }
 }
 

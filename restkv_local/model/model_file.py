@@ -304,6 +304,12 @@ def swa_cache_bytes(
     return n_swa_layer * shape.n_head_kv * cells * kv_row_bytes(shape, type_k, type_v)
 
 
+def scoring_bytes(shape: ModelShape, n_ring: int) -> int:
+    """Bytes of what scoring keeps: the newest ``n_ring`` queries and the output factors, in float32."""
+    values = n_ring * shape.head_dim_k + shape.head_dim_v**2
+    return len(shape.full_layers) * shape.n_head * values * 4
+
+
 def _row_bytes(head_dim: int, kind: str) -> int:
     block, block_bytes = _cache_type(kind)
     # ceil: llama.cpp refuses a partial block, and `check_supported` says so before.

@@ -84,11 +84,17 @@ class NativeContext:
         self._log = _Log(self._llama, verbose)
         self._worker = Worker()
         self._ctx: Any = None
+        self._memory: Any = None
         self._model: Any = None
-        self._model = self._load_model(path, n_gpu_layers)
+        try:
+            self._load_model(path, n_gpu_layers)
+        except BaseException:
+            self.close()
+            raise
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = self._llama.llama_vocab_n_tokens(self._vocab)
         self.capacity = 0
+        self._n_ubatch = 0
         self.layers: list[LayerInfo] = []
         self.v_rotated = False
         self.k_block = 0  # K is stored rotated in blocks of this many values; 0: as it is
@@ -124,34 +130,6 @@ class NativeContext:
             If the context or its pool cannot be made.
         """
         self.release()
-        self._ctx = self._make_context(n_rows, n_slots, n_ring, n_ubatch, n_threads, type_k, type_v)
-        self._memory = self._llama.llama_get_memory(self._ctx)
-        self.capacity = self._restkv.capacity(self._ctx)
-        self.layers = self._layer_infos()
-        self.v_rotated = bool(self._restkv.v_rotated(self._ctx))
-        self.k_block = self._restkv.k_rotated(self._ctx)
-
-    def _load_model(self, path: Path, n_gpu_layers: int) -> Any:
-        llama = self._llama
-        llama.llama_backend_init()
-        params = llama.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
-        model = self._run(lambda: llama.llama_model_load_from_file(os.fsencode(path), params))
-        if not model:
-            self._worker.close()
-            raise ModelError(f"llama.cpp cannot load {path}: {self._log.reason()}")
-        return model
-
-    def _make_context(
-        self,
-        n_rows: int,
-        n_slots: int | None,
-        n_ring: int,
-        n_ubatch: int,
-        n_threads: int,
-        type_k: str,
-        type_v: str,
-    ) -> Any:
         llama = self._llama
         params = llama.llama_context_default_params()
         params.n_ctx = n_rows if n_slots is None else n_slots
@@ -165,25 +143,43 @@ class NativeContext:
         params.swa_full = False
         params.no_perf = True
 
-        def make() -> Any:
+        def make() -> None:
             # Armed on the thread that creates the context: the flag is thread-local.
             self._restkv.arm(n_ring, 0 if n_slots is None else n_rows)
             try:
-                return llama.llama_init_from_model(self._model, params)
+                self._ctx = llama.llama_init_from_model(self._model, params)
             finally:
                 self._restkv.disarm()
+            if not self._ctx:
+                raise NativeError(
+                    f"llama.cpp cannot make a context with {n_rows} rows per layer and head: {self._log.reason()}"
+                )
+            self._restkv.attach(self._ctx)
+            self._memory = llama.llama_get_memory(self._ctx)
+            self._n_ubatch = n_ubatch
+            self.layers = self._layer_infos()
+            self.v_rotated = bool(self._restkv.v_rotated(self._ctx))
+            self.k_block = self._restkv.k_rotated(self._ctx)
+            self.capacity = self._restkv.capacity(self._ctx)
 
-        ctx = self._run(make)
-        if not ctx:
-            raise NativeError(
-                f"llama.cpp cannot make a context with {n_rows} rows per layer and head: {self._log.reason()}"
-            )
         try:
-            self._restkv.attach(ctx)
+            self.finish(make)  # all of it: what is there must be found again to be freed
         except NativeError:
-            llama.llama_free(ctx)
+            self.release()
             raise
-        return ctx
+
+    def _load_model(self, path: Path, n_gpu_layers: int) -> None:
+        llama = self._llama
+        llama.llama_backend_init()
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+
+        def load() -> None:
+            self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
+
+        self.finish(load)  # loading cannot be stopped half way
+        if not self._model:
+            raise ModelError(f"llama.cpp cannot load {path}: {self._log.reason()}")
 
     def _layer_infos(self) -> list[LayerInfo]:
         infos = []
@@ -195,30 +191,39 @@ class NativeContext:
 
     def close(self) -> None:
         """Free the context, then the model; calling it again does nothing."""
-        if self._model is None:
+        if isinstance(self._llama, _Closed):
             return
+        self.finish(self._free)
         self._worker.close()
-        self.release()  # before its model
-        self._llama.llama_model_free(self._model)
+
+    def _free(self) -> None:
+        self._free_context()  # before its model
+        if self._model:
+            self._llama.llama_model_free(self._model)
         self._model = None
         # A call with pointers that are no longer any would end the process.
-        closed: Any = _Closed()
-        self._llama = self._restkv = self._worker = closed
+        self._llama = self._restkv = _Closed()
 
     def release(self) -> None:
         """Free the context, rows and all; the model stays, for :meth:`open`."""
         if self._ctx:
-            self._llama.llama_free(self._ctx)
-            self._ctx = None
+            self.finish(self._free_context)
+
+    def _free_context(self) -> None:
         self.capacity = 0
+        if self._ctx:
+            self._llama.llama_free(self._ctx)
+        self._ctx = self._memory = None
 
     def _run(self, call: Callable[[], T]) -> T:
         """Run ``call`` on the worker; Ctrl-C stops it and is raised once the worker is idle again."""
         aborted = False
+        if self._ctx:
+            self._restkv.abort(self._ctx, False)  # Ctrl-C may have come before it was taken back
 
         def abort() -> None:
             nonlocal aborted
-            if self._ctx:  # loading cannot be stopped half way
+            if self._ctx:
                 aborted = True
                 self._restkv.abort(self._ctx, True)
 
@@ -304,11 +309,15 @@ class NativeContext:
         KeyboardInterrupt
             On Ctrl-C: none of these tokens is in the cache then.
         """
+        if self._ctx and len(tokens) > self._n_ubatch:  # llama.cpp would end the process
+            raise NativeError(
+                f"{len(tokens)} tokens are more than n_ubatch={self._n_ubatch} at once"
+            )
         array = (self._llama.llama_token * len(tokens))(*tokens)
         batch = self._llama.llama_batch_get_one(array, len(tokens))
         used = self.used
         try:
-            status = self._run(lambda: self._llama.llama_decode(self._ctx, batch))
+            status = self._run(lambda: self._llama.llama_decode(self._opened, batch))
         except KeyboardInterrupt:
             # It may have come too late to stop the last of the work.
             self.remove_tail(self.used - used)
@@ -337,7 +346,7 @@ class NativeContext:
 
     def find_logits(self) -> F32 | None:
         """Return what :meth:`logits` does, None if nothing was decoded yet."""
-        pointer = self._llama.llama_get_logits_ith(self._ctx, -1)
+        pointer = self._llama.llama_get_logits_ith(self._opened, -1)
         if not pointer:
             return None
         logits: F32 = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
@@ -354,8 +363,7 @@ class NativeContext:
     def remove_tail(self, n: int) -> None:
         """Remove the newest ``n`` rows, e.g. a probe."""
         if n > 0:
-            last = self._llama.llama_memory_seq_pos_max(self._memory, 0)
-            self._llama.llama_memory_seq_rm(self._memory, 0, last - n + 1, -1)
+            self._llama.llama_memory_seq_rm(self._memory, 0, self.position - n + 1, -1)
 
     def clear(self) -> None:
         """Forget every row."""
@@ -379,7 +387,14 @@ class NativeContext:
     @property
     def position(self) -> int:
         """Position of the newest row as the model sees it, -1 when empty."""
-        return int(self._llama.llama_memory_seq_pos_max(self._memory, 0))
+        return int(self._llama.llama_memory_seq_pos_max(self._memory, 0)) if self._opened else -1
+
+    @property
+    def _opened(self) -> Any:
+        """The context; without one llama.cpp would end the process."""
+        if not self._ctx and not isinstance(self._llama, _Closed):
+            raise NativeError("there is no cache: open one first")
+        return self._ctx
 
     def allocated(self) -> dict[str, int]:
         """Return what the backends allocated: ``k``, ``v``, ``scoring`` and ``other`` (window layers)."""
@@ -459,7 +474,8 @@ class NativeContext:
     def key_direction(self) -> F32:
         """Return the cosine of each key to its head's mean direction: (n_layer, n_head_kv, n_used)."""
         out = np.empty((len(self.layers), self.layers[0].n_head_kv, self.used), np.float32)
-        self._run(lambda: self._restkv.key_direction(self._ctx, out))
+        if self.used:
+            self._run(lambda: self._restkv.key_direction(self._ctx, out))
         return out
 
     def query_moments(self, n_window: int, n_skip: int, basis: F32 | None) -> tuple[F32, F32]:

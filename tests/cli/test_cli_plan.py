@@ -155,7 +155,7 @@ def test_a_text_beyond_the_trained_length_is_pointed_out(run_cli, tmp_path, docu
 @pytest.mark.native
 def test_no_memory_for_the_whole_text_is_one_line(plan, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
-    assert "GiB for K and V but 0.0 GiB are free" in only_error(plan())
+    assert "GiB for K, V and scoring but 0.0 GiB are free" in only_error(plan())
 
 
 @pytest.mark.native

@@ -9,6 +9,7 @@ from restkv_local.errors import (
     NativeError,
     UnsupportedModelError,
 )
+from restkv_local.model.model_file import scoring_bytes
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES
 from tests import builders
@@ -286,7 +287,7 @@ def test_a_budget_below_what_must_stay_is_refused_with_all_numbers(
 
 def test_a_budget_larger_than_memory_is_refused_before_anything_is_allocated(open_llama):
     llama = open_llama(MODELS["llama-gqa-2"], budget=10**9)
-    with pytest.raises(ConfigError, match=r"GiB for K and V but .* GiB are free"):
+    with pytest.raises(ConfigError, match=r"GiB for K, V and scoring but .* GiB are free"):
         llama.engine.open(100, 16, 0)
 
 
@@ -394,3 +395,10 @@ def test_a_renewed_engine_makes_a_cache_of_its_own(open_llama, tokens):
     renewed.read(tokens(50))
     check_invariants(renewed)
     assert renewed.rows.used == 50
+
+
+def test_the_memory_check_knows_what_scoring_takes(open_llama):
+    llama = open_llama(MODELS["llama-gqa-2"], n_obs=2000)
+    llama.engine.open(100, 16, 0)
+    found = llama.native.allocated()["scoring"]
+    assert scoring_bytes(llama.shape, 2016) == pytest.approx(found, rel=0.02)

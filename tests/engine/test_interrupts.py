@@ -243,3 +243,63 @@ def test_ctrl_c_at_any_moment_of_waiting_hangs_nothing(open_llama):
     presser.join()
     assert n_stopped > 100
     assert native.finish(lambda: 7) == 7
+
+
+def press_during(monkeypatch, owner, name):
+    """Press Ctrl-C while a native function runs, on whichever thread; it does all of its work."""
+    call = getattr(owner, name)
+
+    def late(*args):
+        monkeypatch.setattr(owner, name, call)
+        _thread.interrupt_main()
+        time.sleep(0.05)
+        return call(*args)
+
+    monkeypatch.setattr(owner, name, late)
+
+
+@pytest.mark.parametrize("name", ["llama_free", "llama_init_from_model"])
+def test_a_cache_that_is_made_or_freed_is_so_once(open_llama, tokens, monkeypatch, name):
+    """A pointer that was lost is memory lost; one that was kept too long is freed twice."""
+    llama = open_llama(MODEL)
+    read(llama, tokens(40))
+    n_made, n_freed = [], []
+    for function, calls in (("llama_init_from_model", n_made), ("llama_free", n_freed)):
+        native = getattr(llama.native._llama, function)
+        monkeypatch.setattr(
+            llama.native._llama,
+            function,
+            lambda *args, native=native, calls=calls: (calls.append(1), native(*args))[1],
+        )
+    press_during(monkeypatch, llama.native._llama, name)
+    with pytest.raises(KeyboardInterrupt):
+        llama.engine.open(5000, 16, 0) if name.endswith("model") else llama.native.release()
+    read(llama, tokens(40))
+    check_invariants(llama.engine)
+    llama.native.release()
+    assert len(n_freed) == len(n_made) + 1  # and the one from before
+
+
+def test_a_snapshot_is_put_in_place_whole(open_llama, tokens, monkeypatch):
+    engine = read(open_llama(MODEL), tokens(40))
+    snapshot = engine.save()
+    engine.read(tokens(30, seed=2))
+    press_during(monkeypatch, engine.native._restkv, "state_set")
+    with pytest.raises(KeyboardInterrupt):
+        engine.restore(snapshot)
+    check_invariants(engine)
+    assert engine.rows.used == engine.counters.seen == 40
+
+
+def test_rows_and_what_is_known_of_them_stay_together(open_llama, tokens, monkeypatch):
+    engine = read(open_llama(MODEL), tokens(40))
+
+    def press(first, n):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.rows, "append", press)
+    with pytest.raises(KeyboardInterrupt):
+        engine.read(tokens(20, seed=2))
+    monkeypatch.undo()
+    check_invariants(engine)
+    assert engine.rows.used == engine.native.used == 40

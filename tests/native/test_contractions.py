@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from restkv_local.errors import NativeError
 from restkv_local.model.output_factors import fold_v_rotation
 from restkv_local.observe import observe_native, observe_numpy
 from restkv_local.types import ObservationRequest
@@ -176,9 +177,19 @@ def test_a_tail_longer_than_the_ring_leaves_no_query(open_native, tokens):
 
 
 def test_a_window_wider_than_what_was_observed_is_refused(open_native, tokens):
-    from restkv_local.errors import NativeError
-
     native = open_native(MODELS["gqa-2"])
     native.decode(tokens(5))
     with pytest.raises(NativeError, match=r"n_skip \+ n_window = 0 \+ 6 is not in \[1, 5\]"):
         native.score(flags=0, weights=np.ones((1, 6), np.float32))
+
+
+def test_what_would_end_the_process_is_refused(open_native, tokens):
+    native = open_native(MODELS["gqa-2"])
+    assert native.key_direction().shape[-1] == 0
+    with pytest.raises(NativeError, match="more than n_ubatch"):
+        native.decode(tokens(5000))
+    native.release()
+    for call in (native.find_logits, lambda: native.position, lambda: native.remove_tail(1),
+                 lambda: native.decode(tokens(3))):  # fmt: skip
+        with pytest.raises(NativeError):
+            call()

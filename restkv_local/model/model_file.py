@@ -39,6 +39,9 @@ CACHE_TYPES: dict[str, tuple[int, int]] = {
 POSITIONS = ("original", "compact")
 # ggml types that hold indices or intermediate results, never a matrix to multiply with
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
+# tokenizer.ggml.model of the verified architectures' files: SentencePiece and byte-level BPE
+_TOKENIZERS = ("llama", "gpt2")
+_NO_TOKENIZER = ("none", "no_vocab")
 _WORD = 4  # bytes; the compaction graphs copy rows as 32-bit words
 ROW_PAD = 256  # llama.cpp allocates and attends to rows in multiples of this
 
@@ -382,6 +385,7 @@ class _Reader:
         unsupported = self._unsupported(n_layer, head_dim_k, head_dim_v, swa_layers)
         if unsupported is None:
             self._check_llama_cpp_asserts(head_dim_k, n_rot)
+            self._check_windows(swa_layers, n_swa, n_rot)
             self._check_tensors(n_head * head_dim_k, n_head_kv * head_dim_k)
         return ModelShape(
             path=self._header.path,
@@ -560,6 +564,11 @@ class _Reader:
         for name, dim in (("key", head_dim_k), ("value", head_dim_v)):
             if (get_int(meta, key(f"attention.{name}_length_swa")) or dim) != dim:
                 return "sliding-window layers with another head size"
+        tokenizer = get_str(meta, "tokenizer.ggml.model")
+        if tokenizer not in (None, *_NO_TOKENIZER, *_TOKENIZERS):
+            return (
+                f"the tokenizer {tokenizer!r} is not verified, only {' and '.join(_TOKENIZERS)} are"
+            )
         if all(swa_layers):
             return f"all {n_layer} layers use sliding-window attention: there is nothing to evict"
         return None
@@ -584,13 +593,34 @@ class _Reader:
             raise self._error(
                 f"expert_used_count is {used} of {n_expert} experts; it must be in [1, {n_expert}]"
             )
+        groups = self._int("expert_group_count", 0, low=0, high=MAX_EXPERTS)
+        if groups and groups >= n_expert:
+            raise self._error(
+                f"expert_group_count is {groups} of {n_expert} experts; it must be 0 or below that"
+            )
         for name in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
             epsilon = get_float(self._meta, self._key(f"attention.{name}"))
             if epsilon is not None and not 0 <= epsilon < 1:
                 raise self._error(f"attention.{name} is {epsilon}, it must be in [0, 1)")
         tokenizer = get_str(self._meta, "tokenizer.ggml.model")
-        if tokenizer in (None, "none", "no_vocab") or not self._n_vocab():
+        if tokenizer in (None, *_NO_TOKENIZER) or not self._n_vocab():
             raise self._error("the file has no vocabulary, so no text can be read with it")
+
+    def _check_windows(self, swa_layers: tuple[bool, ...], n_swa: int, n_rot: int) -> None:
+        """Metadata of window layers that llama.cpp asserts, or takes for the other layers too."""
+        if n_swa == 0:
+            return
+        if not any(swa_layers):
+            raise self._error(
+                f"a window of {n_swa} tokens is used in none of {len(swa_layers)} layers;"
+                " attention.sliding_window_pattern must name one"
+            )
+        # The graphs rotate all layers as the first one, which mostly has a window.
+        n_rot_swa = self._int("rope.dimension_count_swa", n_rot, low=0, high=1 << 32)
+        if n_rot_swa != n_rot:
+            raise self._error(
+                f"rope.dimension_count_swa is {n_rot_swa}, it must be the {n_rot} of rope.dimension_count"
+            )
 
     def _check_tensors(self, q_width: int, kv_width: int) -> None:
         """Tensor types and widths that llama.cpp asserts while it builds or runs the graph."""

@@ -138,6 +138,7 @@ BAD_VALUES = {
     "llama.rope.dimension_count": [0, 31, 16, 64],
     "llama.expert_count": [8, 2000],
     "llama.expert_used_count": [2],
+    "llama.expert_group_count": [1],
 }
 
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from restkv_local.errors import ConfigError, UnsupportedModelError
+from restkv_local.errors import ConfigError, ModelError, UnsupportedModelError
 from restkv_local.model.architectures import REFUSED, VERIFIED
 from restkv_local.model.model_file import (
     check_supported,
@@ -112,6 +112,55 @@ def test_windows_in_all_layers_leave_nothing_to_evict(tmp_path):
     shape = read_model(builders.gemma3(swa_period=0).write(tmp_path / "m.gguf"))
     with pytest.raises(UnsupportedModelError, match="nothing to evict"):
         check_supported(shape)
+
+
+@pytest.mark.parametrize(
+    "pattern", [scalar("uint32", 1), array("bool", [False, False])], ids=["period", "flags"]
+)
+def test_a_window_that_no_layer_uses_is_refused(tmp_path, pattern):
+    with pytest.raises(ModelError, match="a window of 64 tokens is used in none of 2 layers"):
+        shape_of(
+            tmp_path,
+            "gemma3",
+            gemma3__attention__sliding_window=scalar("uint32", 64),
+            gemma3__attention__sliding_window_pattern=pattern,
+        )
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("n_rot", [0, 7, 16, 1000, 2**32 - 1])
+def test_window_layers_must_rotate_as_the_others(tmp_path, arch, n_rot):
+    def shape_with(value):
+        keys = {
+            f"{arch}__attention__sliding_window": scalar("uint32", 64),
+            f"{arch}__attention__sliding_window_pattern": scalar("uint32", 2),
+            f"{arch}__rope__dimension_count_swa": scalar("uint32", value),
+        }
+        return shape_of(tmp_path, arch, **keys)
+
+    assert shape_with(32).n_rot == 32
+    with pytest.raises(ModelError, match=f"dimension_count_swa is {n_rot}, it must be the 32"):
+        shape_with(n_rot)
+
+
+def test_experts_in_one_group_must_outnumber_it(tmp_path):
+    def shape_with(n_expert):
+        keys = {
+            "qwen3moe__expert_count": scalar("uint32", n_expert),
+            "qwen3moe__expert_used_count": scalar("uint32", 1),
+            "qwen3moe__expert_group_count": scalar("uint32", 1),
+        }
+        return shape_of(tmp_path, "qwen3moe", **keys)
+
+    check_supported(shape_with(2))
+    with pytest.raises(ModelError, match="expert_group_count is 1 of 1 experts"):
+        shape_with(1)
+
+
+def test_a_tokenizer_of_other_architectures_is_refused(tmp_path):
+    for tokenizer in ("bert", "t5", "rwkv", "plamo2"):
+        with pytest.raises(UnsupportedModelError, match=f"tokenizer '{tokenizer}' is not verified"):
+            check_supported(shape_of(tmp_path, tokenizer__ggml__model=text(tokenizer)))
 
 
 def test_long_rope_allows_compact_positions_only(tmp_path):

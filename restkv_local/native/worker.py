@@ -12,10 +12,18 @@ T = TypeVar("T")
 # How long the main thread sleeps between looks for Ctrl-C; it bounds the reaction on systems whose locks
 # cannot be interrupted.
 _POLL_S: Final = 0.2
+# Stacks to try, largest first; 0 is the system's own. They are address space: only what is used is memory.
+_STACKS: Final = (512 << 20, 8 << 20, 0)
+_LEAST_STACK: Final = 1 << 20  # of any system
 
 
 class Worker:
     """Runs one call after the other.
+
+    Attributes
+    ----------
+    stack_bytes : int
+        How deep the calls may go.
 
     Notes
     -----
@@ -25,8 +33,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="restkv", daemon=True)
-        self._thread.start()
+        self._thread, self.stack_bytes = _start_thread(self._work)
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -72,6 +79,24 @@ class Worker:
         """Wait for what runs, then end the thread."""
         self._calls.put(None)
         self._thread.join()
+
+
+def _start_thread(work: Callable[[], None]) -> tuple[threading.Thread, int]:
+    """Start a thread with the largest stack that the system gives; return it and the stack's size."""
+    before = threading.stack_size()
+    for size in _STACKS:
+        thread = threading.Thread(target=work, name="restkv", daemon=True)
+        try:
+            threading.stack_size(size)
+            thread.start()
+        except (ValueError, RuntimeError):
+            if size == _STACKS[-1]:
+                raise
+        else:
+            break
+        finally:
+            threading.stack_size(before)
+    return thread, size or _LEAST_STACK
 
 
 class _Call(Generic[T]):

@@ -125,13 +125,17 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Checked head of one model: metadata of the first part, tensors of all parts."""
+    """Checked head of one model: metadata of the first part, tensors of all parts.
+
+    ``unspelled`` are the bytes that no token stands for, neither as ``<0xXX>`` nor as the byte itself.
+    """
 
     path: Path
     parts: tuple[Path, ...]
     metadata: Mapping[str, TypedValue]
     tensors: Mapping[str, TensorInfo]
     file_bytes: int
+    unspelled: tuple[int, ...]
     digest: bytes  # sha256 over the raw header bytes of all parts
 
 
@@ -216,6 +220,7 @@ def _merge(parts: list[Header]) -> Header:
         metadata=parts[0].metadata,
         tensors=tensors,
         file_bytes=sum(part.file_bytes for part in parts),
+        unspelled=parts[0].unspelled,
         digest=hashlib.sha256(b"".join(part.digest for part in parts)).digest(),
     )
 
@@ -273,6 +278,7 @@ class _PartReader:
         self._buffer = bytearray()
         self._pos = 0
         self._doing = "the file magic"
+        self._unspelled: tuple[int, ...] = tuple(range(256))
 
     def read(self) -> Header:
         if bytes(self._take(4)) != b"GGUF":
@@ -294,6 +300,7 @@ class _PartReader:
             metadata=metadata,
             tensors=tensors,
             file_bytes=self._size,
+            unspelled=self._unspelled,
             digest=hashlib.sha256(memoryview(self._buffer)[: self._pos]).digest(),
         )
 
@@ -333,7 +340,15 @@ class _PartReader:
             raise self._error(f"{key!r} has {count} items, the limit is {MAX_ARRAY_ITEMS}")
         if kind == _STRING:
             # llama.cpp asserts that no two tokens have the same text.
-            self._skip_strings(key, count, unique=key == "tokenizer.ggml.tokens")
+            if key == "tokenizer.ggml.tokens":
+                seen = self._skip_strings(key, count, unique=True)
+                self._unspelled = tuple(
+                    byte
+                    for byte in range(256)
+                    if seen.isdisjoint((b"<0x%02X>" % byte, bytes([byte])))
+                )
+            else:
+                self._skip_strings(key, count, unique=False)
             return ArrayValue("string", count, None)
         name, code = _SCALARS[kind]
         raw = self._take(count * struct.calcsize("<" + code))
@@ -341,7 +356,8 @@ class _PartReader:
             return ArrayValue(name, count, None)
         return ArrayValue(name, count, struct.unpack(f"<{count}{code}", raw))
 
-    def _skip_strings(self, key: str, count: int, *, unique: bool) -> None:
+    def _skip_strings(self, key: str, count: int, *, unique: bool) -> set[bytes]:
+        """Skip an array of strings; return them if they have to be unique."""
         # Each string costs its 8-byte length at least: a false count fails before the loop.
         if count * 8 > self._size - self._pos:
             raise self._truncated()
@@ -369,6 +385,7 @@ class _PartReader:
                     )
                 seen.add(token)
         self._pos = pos
+        return seen
 
     def _alignment(self, metadata: Mapping[str, TypedValue]) -> int:
         entry = metadata.get("general.alignment")

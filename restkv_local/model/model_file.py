@@ -605,6 +605,11 @@ class _Reader:
         tokenizer = get_str(self._meta, "tokenizer.ggml.model")
         if tokenizer in (None, *_NO_TOKENIZER) or not self._n_vocab():
             raise self._error("the file has no vocabulary, so no text can be read with it")
+        if tokenizer == "llama" and (missing := self._header.unspelled):
+            raise self._error(
+                f"the vocabulary has no token for {len(missing)} of 256 bytes, 0x{missing[0]:02X} among them,"
+                " so not every text can be read with it; convert the model again"
+            )
 
     def _check_windows(self, swa_layers: tuple[bool, ...], n_swa: int, n_rot: int) -> None:
         """Metadata of window layers that llama.cpp asserts, or takes for the other layers too."""

@@ -56,7 +56,7 @@ def model_keys(**changes):
         "llama.attention.head_count": scalar("uint32", 2),
         "llama.attention.head_count_kv": scalar("uint32", 1),
         "llama.rope.dimension_count": scalar("uint32", 32),
-        "tokenizer.ggml.model": text("llama"),
+        "tokenizer.ggml.model": text("gpt2"),
         "tokenizer.ggml.tokens": strings(["<unk>", "<s>", "</s>", "a"]),
     }
     keys.update({name.replace("__", "."): value for name, value in changes.items()})

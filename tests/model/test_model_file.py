@@ -14,7 +14,7 @@ from restkv_local.model.model_file import (
     swa_cache_bytes,
 )
 from tests import builders
-from tests.model.raw_gguf import RawGGUF, array, model_keys, scalar, tensor, text
+from tests.model.raw_gguf import RawGGUF, array, model_keys, scalar, strings, tensor, text
 
 
 def keys_of(arch, **changes):
@@ -161,6 +161,27 @@ def test_a_tokenizer_of_other_architectures_is_refused(tmp_path):
     for tokenizer in ("bert", "t5", "rwkv", "plamo2"):
         with pytest.raises(UnsupportedModelError, match=f"tokenizer '{tokenizer}' is not verified"):
             check_supported(shape_of(tmp_path, tokenizer__ggml__model=text(tokenizer)))
+
+
+def test_a_sentencepiece_vocabulary_must_spell_every_byte(tmp_path):
+    """llama.cpp looks for ``<0xXX>``, then for the byte itself, and ends the process without either."""
+
+    def shape_with(tokens):
+        keys = {"tokenizer__ggml__model": text("llama"), "tokenizer__ggml__tokens": strings(tokens)}
+        return shape_of(tmp_path, **keys)
+
+    spelled = [f"<0x{byte:02X}>" for byte in range(256)]
+    check_supported(shape_with(spelled))
+    bare = [*spelled[:0x41], "A", *spelled[0x42:0xE4], b"\xe4", *spelled[0xE5:]]
+    check_supported(shape_with(bare))
+    for tokens, reason in (
+        (spelled[1:], "1 of 256 bytes, 0x00"),
+        (["\0", *spelled[1:]], "1 of 256 bytes, 0x00"),
+        ([token.lower() for token in spelled], "156 of 256 bytes, 0x0A"),
+        (["a"], "255 of 256 bytes, 0x00"),
+    ):
+        with pytest.raises(ModelError, match=f"no token for {reason}"):
+            shape_with(tokens)
 
 
 def test_long_rope_allows_compact_positions_only(tmp_path):

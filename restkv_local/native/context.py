@@ -25,7 +25,7 @@ T = TypeVar("T")
 # The most that a regular expression of llama.cpp matches at once: what holds no space, then spaces. \x1c to \x1f
 # are spaces to Python alone.
 _RUN = re.compile(r"[\S\x1c-\x1f]*[^\S\x1c-\x1f]*")
-# std::regex recurses once for each character that it matches: 326 bytes of stack, measured with g++ 13.
+# std::regex recurses once for each character that it matches: 326 bytes of stack, measured with g++ 12.
 _STACK_PER_CHARACTER = 512
 
 
@@ -267,13 +267,17 @@ class NativeContext:
                     f"the text has {run} characters in a row without a break, llama.cpp has stack for"
                     f" {longest}: put a space or a line break between words"
                 )
-        size = len(data) + 8
-        tokens = (self._llama.llama_token * size)()
-        n = self.finish(
-            lambda: self._llama.llama_tokenize(
-                self._vocab, data, len(data), tokens, size, add_special, parse_special
+
+        def take(n_slots: int) -> tuple[int, Any]:
+            tokens = (self._llama.llama_token * n_slots)()
+            n = self._llama.llama_tokenize(
+                self._vocab, data, len(data), tokens, n_slots, add_special, parse_special
             )
-        )
+            return n, tokens
+
+        n, tokens = self.finish(lambda: take(len(data) + 8))
+        if n < 0:  # -n are needed: without a token for the space, each becomes three
+            n, tokens = self.finish(lambda: take(-n))
         if n < 0:
             raise NativeError(f"llama_tokenize failed ({n}) on a text of {len(data)} bytes")
         return list(tokens[:n])

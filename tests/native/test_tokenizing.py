@@ -9,6 +9,7 @@ import pytest
 from restkv_local.errors import InputError
 from restkv_local.native.worker import Worker
 from tests import builders
+from tests.model.raw_gguf import string
 
 pytestmark = pytest.mark.native
 
@@ -41,6 +42,14 @@ def test_a_run_that_no_stack_holds_is_refused(open_native, run):
 def test_a_long_text_of_words_is_read(open_native):
     native = open_native(builders.qwen3(n_layer=1))
     assert len(native.tokenize("the code\n" * 120_000, add_special=False)) > 120_000
+
+
+def test_a_text_may_have_more_tokens_than_bytes(open_native, tmp_path):
+    """Without a token for the space sign each of its three bytes is one."""
+    path = builders.llama().write(tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes().replace(string("▁"), string("no!"), 1))
+    native = open_native(path)
+    assert len(native.tokenize(" " * 20, add_special=False)) == 3 * 21  # one goes before any text
 
 
 def test_a_call_on_the_worker_may_ask_for_tokens(open_native):

@@ -80,7 +80,8 @@ def draw_plans(report: PlanReport, path: Path) -> None:
     grid[0, 0].set_yticks(range(0, n_layer, step), [str(il) for il in report.layers[::step]])
     figure.suptitle(
         f"{report.model}: {report.n_tokens:,} tokens, budget {report.budget:,} rows, "
-        f"allocation {report.allocation}"
+        f"allocation {report.allocation}",
+        parse_math=False,  # a file may call its model $anything$
     )
     figure.supylabel("layer")
     figure.supxlabel(

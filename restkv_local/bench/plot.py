@@ -44,11 +44,12 @@ def draw_bench(report: BenchReport, path: Path) -> None:
         _draw_test(axes, test, [figure for figure in figures if figure.test == test], report.names)
     handles, labels = canvas.axes[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=4)
-    canvas.suptitle(
+    title = (
         f"{metadata['model']}, {metadata['quantisation']}, -t {metadata['n_threads']},"
-        f" {', '.join(metadata['devices'])}",
-        wrap=True,
+        f" {', '.join(metadata['devices'])}"
     )
+    # A file may call its model $anything$, and wrapping does not ask for parse_math.
+    canvas.suptitle(title.replace("$", r"\$"), wrap=True)
     try:
         canvas.savefig(path, dpi=_DPI, format="png")
     except OSError as error:

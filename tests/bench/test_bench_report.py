@@ -121,6 +121,13 @@ def test_depth_zero_alone_can_be_drawn(tmp_path, result):
     draw_bench(BenchReport(METADATA, CACHES, samples), tmp_path / "b.png")
 
 
+def test_a_models_name_is_no_formula(tmp_path, samples):
+    pytest.importorskip("matplotlib")
+    metadata = {**METADATA, "model": r"a $\frac$ b"}
+    draw_bench(BenchReport(metadata, CACHES, samples), tmp_path / "b.png")
+    assert (tmp_path / "b.png").exists()
+
+
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path, report):
     pytest.importorskip("matplotlib")
     with pytest.raises(InputError, match=r"b\.png: "):

@@ -1,5 +1,7 @@
 """Figures and maps of plans, computed by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -123,3 +125,10 @@ def test_a_picture_has_a_panel_for_each_plan(n_plans, tmp_path):
     draw_plans(make_report(**dict.fromkeys(names, A)), path)
     height, width, _ = imread(path).shape
     assert width > (1.5 * height if n_plans == 2 else height)
+
+
+def test_a_models_name_is_no_formula(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "map.png"
+    draw_plans(replace(make_report(restkv=A), model=r"a $\frac$ b"), path)
+    assert path.exists()

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -102,9 +103,10 @@ def load_output_factors(
     fingerprint = _fingerprint(header, tensors)
     path = folder / f"{fingerprint.hex()[:32]}.factors"
     size = (len(tensors), shape.n_head, shape.head_dim_v)
-    if _is_valid(path, fingerprint, size):
-        _touch(path)
-        yield from _read_cached(path, [layer for layer, _ in tensors], size)
+    if stream := _open_valid(path, fingerprint, size):
+        with stream:
+            _touch(path)
+            yield from _read_cached(stream, [layer for layer, _ in tensors], size)
         return
     with _CacheWriter(path, fingerprint, size) as writer:
         for layer, factors in _compute_all(header, shape, tensors, on_progress):
@@ -291,47 +293,57 @@ def _fingerprint(header: Header, tensors: list[tuple[int, TensorInfo]]) -> bytes
     return digest.digest()
 
 
-def _is_valid(path: Path, fingerprint: bytes, size: tuple[int, int, int]) -> bool:
-    """Whether the cache file is whole; a damaged one is named and removed."""
-    n_layers, n_head, d = size
+def _open_valid(path: Path, fingerprint: bytes, size: tuple[int, int, int]) -> BinaryIO | None:
+    """Open the cache file if it is whole; a damaged one is named and removed.
+
+    It stays open to be read: another process may prune the name meanwhile, an open file remains.
+    """
     try:
-        with path.open("rb") as stream:
-            head = stream.read(_HEAD.size)
-            if len(head) != _HEAD.size:
-                raise ValueError("it is too short")
-            magic, found, *found_size, expected_crc = _HEAD.unpack(head)
-            if magic != _MAGIC or found != fingerprint or tuple(found_size) != size:
-                raise ValueError("its head does not belong to this model")
-            crc, n_bytes = 0, 0
-            while block := stream.read(1 << 20):
-                crc = zlib.crc32(block, crc)
-                n_bytes += len(block)
-            if n_bytes != n_layers * n_head * d * d * 4 or crc != expected_crc:
-                raise ValueError("its data is damaged")
+        stream = path.open("rb")
     except FileNotFoundError:
-        return False
+        return None
     except OSError as error:
         _log.warning("cannot read the factor cache %s: %s", path, error)
-        return False
+        return None
+    try:
+        _check(stream, fingerprint, size)
+    except OSError as error:
+        _log.warning("cannot read the factor cache %s: %s", path, error)
     except ValueError as error:
         _log.warning("factor cache %s is rebuilt: %s", path, error)
         with suppress(OSError):
             path.unlink()
-        return False
-    return True
+    else:
+        return stream
+    stream.close()
+    return None
+
+
+def _check(stream: BinaryIO, fingerprint: bytes, size: tuple[int, int, int]) -> None:
+    n_layers, n_head, d = size
+    head = stream.read(_HEAD.size)
+    if len(head) != _HEAD.size:
+        raise ValueError("it is too short")
+    magic, found, *found_size, expected_crc = _HEAD.unpack(head)
+    if magic != _MAGIC or found != fingerprint or tuple(found_size) != size:
+        raise ValueError("its head does not belong to this model")
+    crc, n_bytes = 0, 0
+    while block := stream.read(1 << 20):
+        crc = zlib.crc32(block, crc)
+        n_bytes += len(block)
+    if n_bytes != n_layers * n_head * d * d * 4 or crc != expected_crc:
+        raise ValueError("its data is damaged")
 
 
 def _read_cached(
-    path: Path, layers: list[int], size: tuple[int, int, int]
+    stream: BinaryIO, layers: list[int], size: tuple[int, int, int]
 ) -> Iterator[tuple[int, F32]]:
     _, n_head, d = size
     n_bytes = n_head * d * d * 4
-    # Opened once: another process may prune the name, the open file stays readable.
-    with path.open("rb") as stream:
-        stream.seek(_HEAD.size)
-        for layer in layers:
-            factors = np.frombuffer(bytearray(stream.read(n_bytes)), "<f4")
-            yield layer, factors.reshape(n_head, d, d).astype(np.float32, copy=False)
+    stream.seek(_HEAD.size)
+    for layer in layers:
+        factors = np.frombuffer(bytearray(stream.read(n_bytes)), "<f4")
+        yield layer, factors.reshape(n_head, d, d).astype(np.float32, copy=False)
 
 
 def _touch(path: Path) -> None:

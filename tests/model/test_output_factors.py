@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restkv_local.errors import UnsupportedModelError
+from restkv_local.model import output_factors
 from restkv_local.model.demo import resolve_model
 from restkv_local.model.model_file import read_model
 from restkv_local.model.output_factors import (
@@ -219,6 +220,22 @@ def test_a_damaged_cache_file_is_rebuilt(tmp_path, tiny, caplog, damage):
     assert "rebuilt" in caplog.text
     np.testing.assert_array_equal(again[1], first[1])
     assert path.read_bytes() == whole
+
+
+def test_a_cache_file_pruned_while_it_is_opened_costs_nothing(tmp_path, tiny, monkeypatch):
+    """Another process may remove the file between any two steps of this one."""
+    cache = tmp_path / "cache"
+    first = load_all(tiny, cache_dir=cache)
+    touch = output_factors._touch
+
+    def touch_and_prune(path):
+        touch(path)
+        path.unlink()
+
+    monkeypatch.setattr(output_factors, "_touch", touch_and_prune)
+    again = load_all(tiny, cache_dir=cache)
+    np.testing.assert_array_equal(again[1], first[1])
+    assert not list(cache.iterdir())
 
 
 def test_a_changed_model_gets_factors_of_its_own(tmp_path, tiny):

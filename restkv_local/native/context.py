@@ -200,8 +200,9 @@ class NativeContext:
         """Free the context, then the model; calling it again does nothing."""
         if isinstance(self._llama, _Closed):
             return
+        worker = self._worker
         self.finish(self._free)
-        self._worker.close()
+        worker.close()
 
     def _free(self) -> None:
         self._free_context()  # before its model
@@ -209,7 +210,8 @@ class NativeContext:
             self._llama.llama_model_free(self._model)
         self._model = None
         # A call with pointers that are no longer any would end the process.
-        self._llama = self._restkv = _Closed()
+        closed: Any = _Closed()
+        self._llama = self._restkv = self._worker = closed
 
     def release(self) -> None:
         """Free the context, rows and all; the model stays, for :meth:`open`."""

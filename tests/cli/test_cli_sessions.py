@@ -188,6 +188,8 @@ def talk(model, capsys):
         small = {"budget": 96, "n_ubatch": 64, "n_guide": 16, "kernel": 5, "n_predict": 8}
         llamas.append(Llama(model, n_threads=1, **small | options))
         session, script = ChatSession(llamas[-1]), Script(*messages)
+        if path is not None and path.exists():  # as --session does
+            session.load(path)
         assert Repl(session, script, documents, path).run() == 0
         out, err = capsys.readouterr()
         return SimpleNamespace(out=out, err=err, session=session, script=script)

@@ -272,8 +272,13 @@ def test_a_cache_that_is_made_or_freed_is_so_once(open_llama, tokens, monkeypatc
             lambda *args, native=native, calls=calls: (calls.append(1), native(*args))[1],
         )
     press_during(monkeypatch, llama.native._llama, name)
+
+    def open_anew():
+        llama.native.release()
+        llama.engine.open(400, 16, 0)
+
     with pytest.raises(KeyboardInterrupt):
-        llama.engine.open(5000, 16, 0) if name.endswith("model") else llama.native.release()
+        open_anew()
     read(llama, tokens(40))
     check_invariants(llama.engine)
     llama.native.release()

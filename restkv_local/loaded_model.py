@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -13,6 +14,7 @@ from restkv_local.engine import Engine, EvictionEvent
 from restkv_local.model.demo import resolve_model
 from restkv_local.model.model_file import check_supported, read_model
 from restkv_local.native import NativeContext
+from restkv_local.storage.fingerprint import fingerprint_model
 from restkv_local.turn_taking import TurnTaking
 from restkv_local.types import Tracked
 from restkv_local.version import __version__
@@ -77,6 +79,11 @@ class LoadedModel:
             seed=_choose_seed(config.seed),
         )
         self.turns = TurnTaking()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the model's file."""
+        return fingerprint_model(self.shape.path)
 
     def set_seed(self, seed: int) -> None:
         """Start the draws anew with this seed; -1: a random one."""

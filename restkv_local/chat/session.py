@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restkv_local.chat.chat_template import ChatTemplate, Message
+from restkv_local.chat.chat_template import Message
 from restkv_local.chat.generation import generate
-from restkv_local.chat.guide import question_guide
 from restkv_local.chat.held_cache import HeldCache
-from restkv_local.chat.moments import Moment, Moments
+from restkv_local.chat.moments import Moments
+from restkv_local.chat.prompt import BY_SNAPSHOT, PromptBuilder, Request, messages_of
 from restkv_local.chat.session_file import (
     RUNTIME,
     SavedSession,
@@ -27,20 +27,16 @@ from restkv_local.config import Config
 from restkv_local.engine import Engine, Progress, Snapshot
 from restkv_local.errors import ConfigError, InputError
 from restkv_local.loaded_model import LoadedModel
-from restkv_local.model.model_file import kv_bytes_per_token
 from restkv_local.native import encode_text, library_stamp
-from restkv_local.storage.fingerprint import fingerprint_model
-from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
+from restkv_local.storage.reading_cache import Reading, ReadingCache
 from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
-from restkv_local.types import F32
 
 if TYPE_CHECKING:
     from restkv_local.documents import Document
 
 OnProgress = Callable[[Progress], None]
 
-BY_SNAPSHOT = "by snapshot"
 READ_AGAIN = "all is read again with the next message"
 
 
@@ -86,14 +82,11 @@ class ChatSession:
         self, llama: LoadedModel, *, system: str | None = None, readings: ReadingCache | None = None
     ) -> None:
         self._llama = llama
-        self._native = llama.native
-        self._template = ChatTemplate(self._native, llama.shape.name)
         self._system = system
-        self._readings = readings
-        self._fingerprint = ""
         self._files: dict[str, str] = {}  # when each was written, as far as this conversation knows
         self._moments = Moments(self._engine.config.undo_mib << 20)
         self._cache = HeldCache(llama)
+        self._prompts = PromptBuilder(llama, self._cache, self._moments, readings)
         self.report = TurnReport(llama.shape.name, llama.version)
         self.clear()
 
@@ -114,7 +107,7 @@ class ChatSession:
     @property
     def messages(self) -> list[Message]:
         """The conversation so far as the template takes it."""
-        return _messages(self._system, self._turns)
+        return messages_of(self._system, self._turns)
 
     def clear(self) -> None:
         """Start over: no messages but the system prompt, no rows."""
@@ -160,7 +153,7 @@ class ChatSession:
         KeyboardInterrupt
             On Ctrl-C, once the session is in order again: what was read and said so far stays.
         """
-        return self._start(_Request(Turn(text, _attach(documents))), on_progress)
+        return self._start(Request(Turn(text, _attach(documents))), on_progress)
 
     def regenerate(self, *, on_progress: OnProgress | None = None) -> Iterator[str]:
         """Answer the last question again with other draws; the earlier answer is forgotten.
@@ -171,7 +164,7 @@ class ChatSession:
             If nothing was asked yet.
         """
         turn = replace(self._last(), answer="", heard=None)
-        return self._start(_Request(turn, "answered again", replaces=True), on_progress)
+        return self._start(Request(turn, "answered again", replaces=True), on_progress)
 
     def edit(self, text: str, *, on_progress: OnProgress | None = None) -> Iterator[str]:
         """Ask the last question in other words, with the same documents; the earlier turn is forgotten.
@@ -183,7 +176,7 @@ class ChatSession:
         """
         last = self._last()
         turn = Turn(text, last.documents, n_drawn=last.n_drawn)
-        request = _Request(turn, "asked in other words", replaces=True, draws_anew=True)
+        request = Request(turn, "asked in other words", replaces=True, draws_anew=True)
         return self._start(request, on_progress)
 
     def reread(self, text: str = "", *, on_progress: OnProgress | None = None) -> Iterator[str]:
@@ -204,7 +197,7 @@ class ChatSession:
         last = self._last()
         new = bool(text.strip())
         turn = Turn(text) if new else replace(last, answer="", heard=None)
-        request = _Request(turn, "guided by this question", replaces=not new, afresh=True)
+        request = Request(turn, "guided by this question", replaces=not new, afresh=True)
         return self._start(request, on_progress)
 
     def undo(self, n: int = 1) -> str:
@@ -255,9 +248,8 @@ class ChatSession:
         InputError
             If there is nothing to read.
         """
-        asked = {"role": "user", "content": Turn(text, _attach(documents)).content}
-        rendered = self._template.render([*_messages(self._system, ()), asked])
-        return self._template.tokenize(rendered, first=True), self._count_pinned()
+        rendered = self._prompts.render(self._system, (), Turn(text, _attach(documents)).content)
+        return self._prompts.tokenize(rendered), self._prompts.count_pinned(self._system)
 
     # Other rules
 
@@ -335,13 +327,6 @@ class ChatSession:
 
     # On disk
 
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the model's file."""
-        if not self._fingerprint:
-            self._fingerprint = fingerprint_model(self._llama.shape.path)
-        return self._fingerprint
-
     def save(self, path: str | Path, *, replace_any: bool = True) -> None:
         """Write the conversation with its cache to a file; :meth:`load` goes on from there to the bit.
 
@@ -369,7 +354,7 @@ class ChatSession:
         sampler = self._llama.sampler
         return SavedSession(
             model=self._llama.shape.name,
-            fingerprint=self.fingerprint,
+            fingerprint=self._llama.fingerprint,
             library=library_stamp(),
             config=self._engine.config,
             system=self._system,
@@ -410,7 +395,7 @@ class ChatSession:
             return self._load(saved, changes)
 
     def _load(self, saved: SavedSession, changes: Mapping[str, Any] | None) -> str:
-        saved.check_model(self.fingerprint, self._llama.shape.name)
+        saved.check_model(self._llama.fingerprint, self._llama.shape.name)
         changes = {
             name: value
             for name, value in (changes or {}).items()
@@ -453,7 +438,7 @@ class ChatSession:
 
     def _use_sampling(self, config: Config, seed: int, n_drawn: int) -> None:
         old = self._llama.sampler
-        self._llama.sampler = self._native.make_sampler(
+        self._llama.sampler = self._llama.native.make_sampler(
             temp=config.temp,
             top_k=config.top_k,
             top_p=config.top_p,
@@ -464,20 +449,6 @@ class ChatSession:
         self._llama.config = config
         old.close()
 
-    # The cache
-
-    def _keep_moment(self, n_turns: int, logits: F32 | None = None) -> Snapshot | None:
-        """Copy the cache for going back to it, where memory allows."""
-        config, engine = self._engine.config, self._engine
-        row = kv_bytes_per_token(self._llama.shape, config.type_k, config.type_v)
-        # Asked before it is copied: the cache of an unbounded policy may be most of the memory.
-        if not self._moments.takes(round(engine.rows.mean * row)):
-            return None
-        snapshot = self._cache.snapshot()
-        if snapshot is not None:
-            self._moments.add(Moment(n_turns, self._cache.text, snapshot, logits))
-        return snapshot
-
     # Answering
 
     def _last(self) -> Turn:
@@ -486,7 +457,7 @@ class ChatSession:
                 raise InputError("nothing was asked yet: ask first")
             return self._turns[-1]
 
-    def _start(self, request: _Request, on_progress: OnProgress | None) -> Iterator[str]:
+    def _start(self, request: Request, on_progress: OnProgress | None) -> Iterator[str]:
         # What cannot be read is refused now, not with the first piece: nothing is given up for it.
         content = request.turn.content
         encode_text(content)
@@ -494,10 +465,11 @@ class ChatSession:
         return in_turn(self._llama.turns, reply)
 
     def _reply(
-        self, request: _Request, content: str, on_progress: OnProgress | None
+        self, request: Request, content: str, on_progress: OnProgress | None
     ) -> Generator[str, None, None]:
         self.report = report = TurnReport(self._llama.shape.name, self._llama.version)
-        prompt = self._prepare(request, content)
+        prompt = self._prompts.build(request, self._system, self._turns, content)
+        report.notes += prompt.notes
         earlier, tokens, logits = prompt.earlier, prompt.tokens, prompt.logits
         engine = self._engine
         seen, cached = engine.counters.seen, round(engine.rows.mean)
@@ -512,8 +484,8 @@ class ChatSession:
                 self._cache.hold(prompt.rendered)
             reading = False
             if logits is None:
-                logits = self._native.logits().copy()
-                kept = self._keep_moment(len(earlier), logits)
+                logits = self._llama.native.logits().copy()
+                kept = self._prompts.keep_moment(len(earlier), logits)
                 if prompt.key is not None and kept is None:
                     kept = self._cache.snapshot()
             answer_start = time.perf_counter()
@@ -528,7 +500,7 @@ class ChatSession:
                 answer_start = end
                 if n_read:
                     self._cache.hold(self._cache.text)
-                    heard = self._hear(prompt.rendered, content, tokens[:n_read])
+                    heard = self._prompts.hear(prompt, content, n_read)
                     self._turns = [*earlier, replace(prompt.turn, heard=heard)]
             else:
                 self._cache.text += report.response
@@ -542,140 +514,7 @@ class ChatSession:
             report.timings = timings | {"cache_n": cached}
             report.kv = engine.kv_report()
             if prompt.key is not None and kept is not None and logits is not None:
-                assert self._readings is not None
-                self._readings.store(prompt.key, Reading(kept, logits))
-
-    def _prepare(self, request: _Request, content: str) -> _Prompt:
-        """Go back as far as the request asks for, and find out what is left to read."""
-        notes, sampler = self.report.notes, self._llama.sampler
-        turn = request.turn
-        earlier = self._turns[:-1] if request.replaces else self._turns[:]
-        asked = {"role": "user", "content": content}
-        rendered = self._template.render([*_messages(self._system, earlier), asked])
-        if request.draws_anew:
-            sampler.n_drawn = turn.n_drawn
-        if not request.replaces:
-            turn = replace(turn, n_drawn=sampler.n_drawn)
-            self._keep_moment(len(earlier))
-        logits, way = self._rewind(rendered, request)
-        tokens = self._tokenize_rest(rendered)
-        # Read again from the start, the new question alone decides.
-        before = [] if request.afresh else [turn.question for turn in earlier]
-        guide = question_guide(self._native, self._engine.config, rendered, turn.guide, before)
-        key, found = None, None
-        if not self._cache.text:
-            key = self._open(tokens, guide, is_first=not earlier and not request.afresh)
-            if key is not None:
-                found = self._find_reading(key, rendered)
-        elif not self._cache.make_room(len(tokens)):
-            tokens = self._tokenize_rest(rendered)
-            way = "; ".join(part for part in (way, "a larger cache") if part)
-        if found is not None:
-            notes.append(f"read before: {len(tokens):,} tokens from the cache folder")
-            logits, tokens, key = found, [], None
-        elif way:
-            notes.append(f"{way}, {len(tokens):,} tokens read")
-        if request.replaces and not request.draws_anew and self._engine.config.temp == 0:
-            notes.append("temp 0 draws nothing: the same cache answers the same")
-        return _Prompt(turn, earlier, rendered, tokens, guide, logits, key)
-
-    def _rewind(self, rendered: str, request: _Request) -> tuple[F32 | None, str]:
-        """Make the cache stand for a beginning of a prompt, the longest that can be had without reading.
-
-        Returns
-        -------
-        logits : ndarray or None
-            Of the prompt's last token, if the cache stands for all of it.
-        way : str
-            What was done, empty if the cache went on as it was.
-        """
-        text = self._cache.held()
-        why = request.why
-        if not request.afresh:
-            if text and len(text) < len(rendered) and rendered.startswith(text):
-                return None, ""
-            why = why or ("the template rewrote earlier turns" if text else "")
-            moment = self._moments.longest(rendered)
-            if moment is not None and self._cache.restore(moment.snapshot, moment.text):
-                return moment.logits, f"{why or 'taken up again'}: {BY_SNAPSHOT}"
-        self._cache.forget()
-        if not text and not self._turns:
-            return None, ""
-        return None, ": ".join(part for part in (why, "the conversation was read again") if part)
-
-    def _open(self, tokens: list[int], guide: list[int], *, is_first: bool) -> str | None:
-        """Make the cache for a prompt; return what its reading is kept under, None if it is not kept."""
-        config = self._engine.config
-        self._cache.open((len(tokens), config.n_predict, self._count_pinned()))
-        if self._readings is None or not is_first or len(tokens) < MIN_TOKENS:
-            return None
-        return reading_key(
-            fingerprint=self.fingerprint,
-            library=library_stamp(),
-            config=config,
-            tracks=self._engine.tracks,
-            made=self._engine.made,
-            tokens=tokens,
-            guide=guide,
-        )
-
-    def _find_reading(self, key: str, rendered: str) -> F32 | None:
-        """Put a kept reading in place; return the logits of its last token, None without one."""
-        assert self._readings is not None
-        reading = self._readings.load(key)
-        if reading is None or not self._cache.restore(reading.snapshot, rendered):
-            return None
-        return reading.logits
-
-    def _tokenize_rest(self, rendered: str) -> list[int]:
-        """Return the tokens of a prompt that the cache does not stand for yet."""
-        rest = rendered[len(self._cache.text) :]
-        return self._template.tokenize(rest, first=not self._cache.text) if rest else []
-
-    def _count_pinned(self) -> int:
-        pinned = self._template.pinned_text(_messages(self._system, ()))
-        return len(self._template.tokenize(pinned, first=True))
-
-    def _hear(self, rendered: str, content: str, tokens: Sequence[int]) -> str:
-        """Note what was read of a prompt that was stopped; return the message as far as it was heard."""
-        rest, n = rendered[len(self._cache.text) :].encode(), 0
-        for token in tokens:
-            piece = self._native.piece(token, special=True)
-            # A vocabulary puts a BOS before all and a space before words; a template need not know.
-            is_added = n == 0 and piece == self._template.bos.encode()
-            forms = (piece, piece.removeprefix(b" "), *([b""] if is_added else []))
-            said = next((form for form in forms if rest.startswith(form, n)), None)
-            if said is None:  # a vocabulary that writes some text in another way
-                self._cache.forget()
-                return ""
-            n += len(said)
-        self._cache.text += rest[:n].decode(errors="ignore")
-        start = rendered.rfind(content.strip())
-        return rendered[start : max(start, len(self._cache.text))] if start >= 0 else ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A turn to answer: why not simply the next one, what of the last one goes, where reading begins."""
-
-    turn: Turn
-    why: str = ""
-    replaces: bool = False  # the last turn
-    draws_anew: bool = False  # as if the replaced turn had never been
-    afresh: bool = False  # from the start, whatever is in the cache
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """A turn that is about to be read."""
-
-    turn: Turn
-    earlier: list[Turn]
-    rendered: str
-    tokens: list[int]  # not in the cache yet
-    guide: list[int]
-    logits: F32 | None  # of the prompt's last token, where nothing is left to read
-    key: str | None  # under which the reading is worth keeping
+                self._prompts.keep_reading(prompt.key, Reading(kept, logits))
 
 
 def _attach(documents: Sequence[str | Document]) -> tuple[Attachment, ...]:
@@ -685,11 +524,6 @@ def _attach(documents: Sequence[str | Document]) -> tuple[Attachment, ...]:
         else Attachment(one.name, one.text, one.sha256)
         for one in documents
     )
-
-
-def _messages(system: str | None, turns: Sequence[Turn]) -> list[Message]:
-    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, *(message for turn in turns for message in turn.messages)]
 
 
 _CONTEXT_KEYS = (

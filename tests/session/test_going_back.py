@@ -179,7 +179,7 @@ def test_a_template_that_rewrites_answers_costs_the_answer_alone(open_chat):
 
 def test_fifty_turns_read_only_what_is_new_and_the_system_prompt_stays(open_chat):
     session = open_chat(MODEL, system="be brief and kind", **LONG | {"temp": 0.8})
-    template = session._template
+    template = session._prompts._template
     for i in range(50):
         before = session._cache.text
         talk(session, 1, first=i)
@@ -234,10 +234,10 @@ def test_an_answer_drawn_again_that_is_stopped_at_once_leaves_the_first_one(open
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    decode, session._native.decode = session._native.decode, interrupted
+    decode, session.llama.native.decode = session.llama.native.decode, interrupted
     with pytest.raises(KeyboardInterrupt):
         "".join(session.regenerate())
-    session._native.decode = decode
+    session.llama.native.decode = decode
     assert session.messages == messages
     talk(session, 1, first=5)
     assert session.messages[:4] == messages

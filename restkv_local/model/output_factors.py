@@ -106,7 +106,11 @@ def load_output_factors(
     if stream := _open_valid(path, fingerprint, size):
         with stream:
             _touch(path)
-            yield from _read_cached(stream, [layer for layer, _ in tensors], size)
+            for layer, factors in _read_cached(stream, [layer for layer, _ in tensors], size):
+                yield layer, factors
+                tensors = tensors[1:]
+        # Whole when it was opened; what could not be read since then is computed.
+        yield from _compute_all(header, shape, tensors, on_progress)
         return
     with _CacheWriter(path, fingerprint, size) as writer:
         for layer, factors in _compute_all(header, shape, tensors, on_progress):
@@ -338,12 +342,19 @@ def _check(stream: BinaryIO, fingerprint: bytes, size: tuple[int, int, int]) -> 
 def _read_cached(
     stream: BinaryIO, layers: list[int], size: tuple[int, int, int]
 ) -> Iterator[tuple[int, F32]]:
+    """Yield the layers of a file that was whole when it was opened, up to the first that cannot be read."""
     _, n_head, d = size
     n_bytes = n_head * d * d * 4
     stream.seek(_HEAD.size)
     for layer in layers:
-        factors = np.frombuffer(bytearray(stream.read(n_bytes)), "<f4")
-        yield layer, factors.reshape(n_head, d, d).astype(np.float32, copy=False)
+        try:
+            data = bytearray(stream.read(n_bytes))
+            if len(data) < n_bytes:
+                raise OSError("it has become shorter")
+        except OSError as error:
+            _log.warning("cannot read the factor cache from layer %d on: %s", layer, error)
+            return
+        yield layer, np.frombuffer(data, "<f4").reshape(n_head, d, d).astype(np.float32, copy=False)
 
 
 def _touch(path: Path) -> None:

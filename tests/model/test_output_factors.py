@@ -238,6 +238,23 @@ def test_a_cache_file_pruned_while_it_is_opened_costs_nothing(tmp_path, tiny, mo
     assert not list(cache.iterdir())
 
 
+def test_a_cache_file_that_ends_while_it_is_read_is_gone_on_with_by_computing(
+    tmp_path, tiny, monkeypatch, caplog
+):
+    cache = tmp_path / "cache"
+    first = load_all(tiny, cache_dir=cache)
+    (path,) = cache.iterdir()
+    n_bytes = path.stat().st_size
+    # After it was checked, and inside the second of two layers.
+    monkeypatch.setattr(output_factors, "_touch", lambda path: os.truncate(path, n_bytes - 4))
+    with caplog.at_level(logging.WARNING):
+        again = load_all(tiny, cache_dir=cache)
+    assert "from layer 1 on: it has become shorter" in caplog.text
+    assert again.keys() == first.keys()
+    for layer in first:
+        np.testing.assert_array_equal(again[layer], first[layer])
+
+
 def test_a_changed_model_gets_factors_of_its_own(tmp_path, tiny):
     cache = tmp_path / "cache"
     first = load_all(tiny, cache_dir=cache)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from restkv_local.cli._control import escape_control, strip_control
+
+from restkv_local.control_characters import escape_control, strip_control
 
 if TYPE_CHECKING:
     from types import TracebackType

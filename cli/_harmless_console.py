@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from restkv_local.cli._control import strip_control
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+
+from restkv_local.control_characters import strip_control
 
 
 class HarmlessConsole(Console):

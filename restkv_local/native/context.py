@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from restkv_local.control_characters import strip_control
 from restkv_local.errors import CacheFullError, InputError, ModelError, NativeError
 from restkv_local.native import _bindings, _library
 from restkv_local.native.sampler import Sampler
@@ -635,7 +636,7 @@ class _Log:
         def callback(level: int, text: bytes, _: Any) -> None:
             line = text.decode(errors="replace")
             if verbose:
-                print(line, end="", file=sys.stderr)
+                print(strip_control(line), end="", file=sys.stderr)  # it quotes the model's file
             if level in (3, 4):  # warning, error
                 self._lines.append(line.strip())
 

@@ -8,7 +8,8 @@ import types
 import pytest
 
 from restkv_local.errors import AbiMismatchError, LibraryNotFoundError
-from restkv_local.native import _library
+from restkv_local.native import NativeContext, _library
+from tests import builders
 
 
 def test_a_missing_library_names_the_place_and_how_to_build(tmp_path, monkeypatch):
@@ -71,3 +72,12 @@ def test_info_tells_what_a_bug_report_needs():
     assert info["pin"].startswith("llama-cpp-python ")
     assert info["devices"]
     assert info["hooks_enabled"]
+
+
+@pytest.mark.native
+def test_a_log_that_quotes_a_model_does_not_command_the_terminal(tmp_path, capfd):
+    model = builders.llama(metadata={"general.name": "tiny\x1b[2J\x9b2Jmodel"})
+    NativeContext(model.write(tmp_path / "m.gguf"), verbose=True).close()
+    log = capfd.readouterr().err
+    assert "tiny[2J2Jmodel" in log
+    assert not {"\x1b", "\x9b"} & set(log)

@@ -54,7 +54,7 @@ stock: setup ## build the unpatched sources once, to compare with
 		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) --log-level=WARNING
 	$(BIN)/cmake --build build/stock --target restkv
 
-kvpress: setup ## kept rows beside kvpress, on the same tensors (1.4 GB environment of its own)
+kvpress: setup ## kept rows beside kvpress, on the same tensors (an environment of its own: 1.4 GB with the CPU build of torch)
 	python3 -m venv build/kvpress && build/kvpress/bin/pip install --quiet -r benchmarks/kvpress/requirements.txt
 	build/kvpress/bin/python benchmarks/kvpress/capture.py \
 		"$$($(BIN)/python -c 'import restkv_local.model.demo as d; print(d.resolve_model("demo"))')" build/kvpress-capture
@@ -66,7 +66,7 @@ patches-check: setup ## the series applies to the pin and exports to itself
 patches-export: setup ## write the commits of build/llama.cpp (see patches/README.md) back to the series
 	$(BIN)/python patches/check.py --downloads build/downloads --export build/llama.cpp
 
-bench: setup ## needles, speed and memory as in README; hours, goes on where it was stopped
+bench: setup ## needles of restkv+ with 512 rows, talks, speed and memory; hours, goes on where it was stopped
 	mkdir -p build
 	$(BIN)/python benchmarks/requantise.py demo build/smollm2-q8_0.gguf
 	for n in 1500 4000 8000 16000 32000; do \

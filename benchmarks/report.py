@@ -39,11 +39,13 @@ TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # README's choice of the ranking: (task, policy, allocation)
 RANKED = [
     ("needle", "restkv+", "global"),
+    ("needle", "kvzip", "global"),
     ("needle", "restkv", "uniform"),
     ("needle", "snapkv", "uniform"),
     ("needle", "tova", "uniform"),
     ("needle", "streamingllm", "uniform"),
     ("multikey", "restkv+", "global"),
+    ("multikey", "kvzip", "global"),
     ("multikey", "restkv", "uniform"),
     ("multikey", "snapkv", "uniform"),
     ("needle-unknown", "kvzip", "global"),

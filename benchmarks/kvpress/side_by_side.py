@@ -42,12 +42,14 @@ CACHES = {  # what is asked for: (policy, allocation)
 MODES: dict[str, Mode] = {"read": "per-question", "unknown": "ingest"}
 
 
-def write_prompts(path: Path, n_samples: int, n_tokens: int, first_seed: int) -> None:
+def write_prompts(
+    path: Path, tasks: list[str], n_samples: int, n_tokens: int, first_seed: int
+) -> None:
     """Write texts with needles, one question about each."""
     with Llama("demo", budget=64) as llama, path.open("w") as file:
-        for task, n_needle in NEEDLES.items():
+        for task in tasks:
             for seed in range(first_seed, first_seed + n_samples):
-                text, question, number = needle_prompt(llama, seed, n_tokens, n_needle)
+                text, question, number = needle_prompt(llama, seed, n_tokens, NEEDLES[task])
                 row = {"task": task, "seed": seed, "text": text}
                 file.write(json.dumps(row | {"question": question, "number": number}) + "\n")
 
@@ -165,6 +167,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="where the prompts are and the logs are kept")
     parser.add_argument("--prompts", action="store_true", help="write the prompts")
+    parser.add_argument("--task", choices=NEEDLES, action="append", help="repeatable")
     parser.add_argument("--samples", type=int, default=10, help="prompts of each task")
     parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=100)
@@ -179,7 +182,8 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.prompts:
         path = options.folder / "prompts.jsonl"
-        write_prompts(path, options.samples, options.tokens, options.seed)
+        tasks = options.task or list(NEEDLES)
+        write_prompts(path, tasks, options.samples, options.tokens, options.seed)
     elif options.table or options.png:
         rows, timed = read_rows(options.folder), read_rows(options.timed or options.folder)
         if options.table:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -42,6 +42,8 @@ from restkv_local.policies.registry import make_policy
 from restkv_local.repetition import REQUEST, Repetition
 from restkv_local.row_table import RowSnapshot, RowTable
 from restkv_local.types import F32, F64, Bool, EvictionPlan, Observation, Tracked
+
+T = TypeVar("T")
 
 # A segment may grow to this many times the average at the others' expense.
 _GROWTH = 4
@@ -151,7 +153,8 @@ class Engine:
         self._moments = QueryMoments()
         self._n_untracked = 0  # newest queries that the tracked figures lack
         self._repetition = self._prepare_repetition() if "repeat" in self._kinds else None
-        self._n_ring = 0
+        # Newest queries that are kept: those that judge, and those that tracked figures lack.
+        self._n_ring = max(config.n_obs + config.n_guide, config.n_ubatch if self._kinds else 1)
         self._guide: list[int] = []
 
     def _prepare_repetition(self) -> Repetition:
@@ -248,7 +251,7 @@ class Engine:
         Raises
         ------
         ConfigError
-            If the budget does not hold what must stay.
+            If the budget does not hold what must stay, or the machine does not hold the cache.
         """
         config = self.config
         n_reserve = config.n_ubatch + self._n_probe
@@ -268,7 +271,10 @@ class Engine:
             )
             if config.prefill == "full":
                 n_rows = max(whole, n_rows)
-        return budget, pad_rows(n_rows)
+        n_rows = pad_rows(n_rows)
+        if not self.is_open or self.capacity != n_rows:
+            self._check_memory(n_rows)
+        return budget, n_rows
 
     @property
     def _row_bytes(self) -> int:
@@ -276,10 +282,6 @@ class Engine:
 
     def _make_cache(self, n_rows: int) -> None:
         config = self.config
-        self._n_ring = max(config.n_obs + config.n_guide, 1)
-        if self._kinds:
-            self._n_ring = max(self._n_ring, config.n_ubatch)
-        self._check_memory(n_rows)
         self.rows = RowTable(0, 0, 0)  # until all is there: Ctrl-C may come at any moment
         self._loaded = None
         n_slots = n_rows
@@ -308,7 +310,7 @@ class Engine:
             )
         )
         free = psutil.virtual_memory().available
-        if self.is_open:  # the cache that this one replaces goes first
+        if self.native.capacity > 0:  # the cache that this one replaces goes first
             free += sum(self.native.allocated().values())
         # On a GPU the backend refuses by itself; on a CPU the system would kill the process.
         if self.config.n_gpu_layers == 0 and need > free:
@@ -349,6 +351,9 @@ class Engine:
 
     def clear(self) -> None:
         """Forget the sequence and its guide; the memory stays."""
+        self.native.finish(self._clear)
+
+    def _clear(self) -> None:
         self.native.clear()
         self.guide = []
         self.rows.clear()
@@ -503,7 +508,8 @@ class Engine:
         room = self._room
         if n <= room:
             return n
-        if room >= _MIN_CHUNK:
+        # After Ctrl-C in a chunk there may be nobody to ask which rows matter.
+        if room >= _MIN_CHUNK or (room > 0 and not self.can_evict):
             return room
         self._evict_guided()
         return n
@@ -564,19 +570,26 @@ class Engine:
         self._track()
         while repetition.pending:
             tokens, n = repetition.probe()
-            with self._probe(tokens):
-                figures = self.rows.figures("repeat")
-                assert figures is not None, "it is tracked"
-                track_native(self.native, "repeat", n, self.counters.seen, figures)
+            self._probe(tokens, partial(self._track_repeated, n))
             repetition.advance(n)
+
+    def _track_repeated(self, n: int) -> None:
+        figures = self.rows.figures("repeat")
+        assert figures is not None, "it is tracked"
+        track_native(self.native, "repeat", n, self.counters.seen, figures)
 
     def evict(self) -> None:
         """Evict to the budget now, by the newest ``n_obs`` queries."""
         self._evict(self._n_window(self.config.n_obs))
 
+    @property
+    def can_evict(self) -> bool:
+        """Whether there are queries that :meth:`evict` could go by, or the policy asks for none."""
+        return self.native.n_observed > 0 or not observes_attention(self.policy)
+
     def _n_window(self, wanted: int) -> int:
         n_observed = self.native.n_observed
-        if n_observed == 0 and observes_attention(self.policy):
+        if not self.can_evict:
             raise NativeError("no observed query is valid: read tokens before evicting")
         return min(wanted, n_observed)
 
@@ -597,10 +610,12 @@ class Engine:
         self._track()  # before the probe's queries stand among the newest
         n_more = min(n_more, self.native.n_observed)
         start = time.perf_counter()
-        with self._probe(self._guide):
+
+        def decide() -> tuple[EvictionPlan, float, float]:
             guide_ms = (time.perf_counter() - start) * 1e3
-            plan, score_ms = self._plan_timed(n_guide + n_more, guided=True, n_probe=n_guide)
-        self._carry_out(plan, score_ms, guide_ms)
+            return *self._plan_timed(n_guide + n_more, guided=True, n_probe=n_guide), guide_ms
+
+        self._carry_out(*self._probe(self._guide, decide))
 
     def _evict_read(self, tokens: Sequence[int]) -> None:
         """Evict after the last of a prompt's tokens."""
@@ -612,18 +627,20 @@ class Engine:
         else:
             self._evict_guided()
 
-    @contextmanager
-    def _probe(self, tokens: Sequence[int]) -> Iterator[None]:
-        """Have tokens in the cache that are not part of the text; afterwards the text's logits count again."""
+    def _probe(self, tokens: Sequence[int], look: Callable[[], T]) -> T:
+        """Do something while tokens are in the cache that are no part of the text; then the text's logits count."""
         # An answer may begin right after. There are none when a snapshot has just been restored.
         logits = copy(self.native.find_logits())
-        self._decode(list(tokens), probe=True)
+        n_used = self.rows.used
         try:
-            yield
-        finally:  # Ctrl-C too
-            self.native.finish(lambda: self._drop_probe(len(tokens), logits))
+            self._decode(list(tokens), probe=True)
+            return look()
+        finally:  # Ctrl-C too, and between these two
+            self.native.finish(lambda: self._drop_probe(self.rows.used - n_used, logits))
 
     def _drop_probe(self, n_probe: int, logits: F32 | None) -> None:
+        if n_probe == 0:
+            return
         self.native.remove_tail(n_probe)
         self.rows.drop_tail(n_probe)
         if logits is not None:

@@ -91,9 +91,16 @@ class LoadedModel:
         self.sampler.reset()
 
     def close(self) -> None:
-        """Free model and cache; calling it again does nothing."""
-        self.sampler.close()
-        self.native.close()
+        """Free model and cache; calling it again does nothing.
+
+        Raises
+        ------
+        BusyError
+            If another thread's call uses them; nothing is freed then.
+        """
+        with self.turns.call():
+            self.sampler.close()
+            self.native.close()
 
     def __enter__(self: Self) -> Self:
         """Return the model itself."""

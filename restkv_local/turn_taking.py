@@ -93,11 +93,16 @@ class Turn:
         BusyError
             If a newer call has taken over.
         """
+        # Asked before the lock is waited for: a callback of the call that took over may be what goes on.
+        self._check()
         with self._turns._lock:
-            if self._turns._turn is not self:
-                raise taken_over()
+            self._check()
             self.thread = threading.get_ident()
             yield
+
+    def _check(self) -> None:
+        if self._turns._turn is not self:
+            raise taken_over()
 
 
 def in_turn(turns: TurnTaking, stream: Generator[T, None, None]) -> Generator[T, None, None]:

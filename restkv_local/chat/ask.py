@@ -24,8 +24,8 @@ from restkv_local.engine import Engine, Progress
 from restkv_local.errors import BusyError, ConfigError, InputError, NativeError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import library_stamp
-from restkv_local.storage.fingerprint import fingerprint_model
 from restkv_local.storage.reading_cache import Reading, ReadingCache, reading_key
+from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
 from restkv_local.types import F32, F64
 
@@ -153,8 +153,8 @@ class DocumentReader:
         self._messages: list[Message] = [] if system is None else [_message("system", system)]
         self._template = ChatTemplate(llama.native, llama.shape.name)
         self._readings = readings
-        self._fingerprint = ""
         self._kept: Reading | None = None
+        self._opened = (0, 0, 0)
         # Read for each question, prompts have nothing in common but the system prompt.
         self._before = [] if self.mode == "per-question" else self._common_tokens()
         with llama.turns.call():
@@ -295,13 +295,18 @@ class DocumentReader:
         """Put the reading in place that all questions share; return tokens read for it."""
         if self.reading is None:
             self._read_shared(on_progress)
-        elif self._kept is not None:
-            self._engine.restore(self._kept.snapshot)
+            return 0
+        if self._kept is None:
+            why = "this model's cache cannot be copied"
+        elif tracked_kinds(self._kept.snapshot) != self._engine.tracks:
+            why = "other rules have taken the cache over"
         else:
-            notes.append("this model's cache cannot be copied: the documents were read again")
-            self._read_shared(on_progress)
-            return len(prompt.before)
-        return 0
+            self._engine.open(*self._opened)  # somebody else may have opened it for another text
+            self._engine.restore(self._kept.snapshot)
+            return 0
+        notes.append(f"{why}: the documents were read again")
+        self._read_shared(on_progress)
+        return len(prompt.before)
 
     def _read(
         self, tokens: list[int], guide: list[int], on_progress: OnProgress | None
@@ -310,13 +315,14 @@ class DocumentReader:
         config = engine.config
         n_answer = config.n_ubatch if config.n_predict < 0 else config.n_predict
         # A question that is not known yet needs rows too, where none are freed for it.
-        engine.open(len(tokens), n_answer + config.n_ubatch, self._count_pinned())
+        self._opened = (len(tokens), n_answer + config.n_ubatch, self._count_pinned())
+        engine.open(*self._opened)
         engine.clear()
         start = time.perf_counter()
         key, kept = None, None
         if self._readings is not None:
             key = reading_key(
-                fingerprint=self._model_fingerprint(),
+                fingerprint=self._llama.fingerprint,
                 library=library_stamp(),
                 config=config,
                 tracks=engine.tracks,
@@ -353,11 +359,6 @@ class DocumentReader:
             self._readings.store(key, Reading(self._engine.save(), logits))
         except NativeError:  # layers with a sliding window have a cache of their own
             return
-
-    def _model_fingerprint(self) -> str:
-        if not self._fingerprint:
-            self._fingerprint = fingerprint_model(self._llama.shape.path)
-        return self._fingerprint
 
     def _render(self, question: str) -> str:
         # Were all questions to stand before a text that is read once, a small model would answer the first of them.

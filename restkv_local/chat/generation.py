@@ -35,25 +35,37 @@ def generate(
     """
     native, engine, sampler = llama.native, llama.engine, llama.sampler
     stream = TextStream()
-    n_said, n_most = 0, engine.config.n_predict
+    pieces: list[bytes] = []
+    n_read, n_most = engine.counters.seen, engine.config.n_predict
     finish_reason: FinishReason = "length"
-    while n_most < 0 or n_said < n_most:
-        token = sampler.draw(logits)
-        if native.is_eog(token):
-            finish_reason = "stop"
-            break
-        # In the cache before it is said: whoever stops listening leaves both in step.
-        try:
-            engine.step(token)
-        except CacheFullError:  # a whole cache, and no limit it could have been made for
-            finish_reason = "cache_full"
-            break
-        logits = native.logits()
-        n_said += 1
-        if piece := stream.feed(native.piece(token)):
-            said.append(piece)
-            yield piece
+    try:
+        while n_most < 0 or len(pieces) < n_most:
+            token = sampler.draw(logits)
+            if native.is_eog(token):
+                finish_reason = "stop"
+                break
+            pieces.append(native.piece(token))
+            # In the cache before it is said: whoever stops listening leaves both in step.
+            try:
+                engine.step(token)
+            except CacheFullError:  # a whole cache, and no limit it could have been made for
+                finish_reason = "cache_full"
+                break
+            logits = native.logits()
+            if piece := stream.feed(pieces[-1]):
+                said.append(piece)
+                yield piece
+    except BaseException:
+        # Ctrl-C may have come between the two: what was said is what the cache holds.
+        said[:] = _decide(pieces[: engine.counters.seen - n_read])
+        raise
     if rest := stream.finish():
         said.append(rest)
         yield rest
     return finish_reason
+
+
+def _decide(pieces: list[bytes]) -> list[str]:
+    """Return the text of some tokens, as far as it is decided."""
+    stream = TextStream()
+    return [text for piece in pieces if (text := stream.feed(piece))]

@@ -52,9 +52,13 @@ class HeldCache:
 
     def forget(self) -> None:
         """Drop every row."""
-        if self.engine.is_open:
-            self.engine.clear()
-        self.hold("")
+
+        def forget() -> None:
+            if self.engine.is_open:
+                self.engine.clear()
+            self.hold("")
+
+        self._llama.native.finish(forget)  # Ctrl-C must not come between the two
 
     def open(self, opened: Opened) -> None:
         """Make an empty cache for a prompt; raises ConfigError as :meth:`Engine.open` does."""
@@ -75,8 +79,9 @@ class HeldCache:
         """Put a cache in place that stands for ``text``; False if the open one cannot take it."""
         if tracked_kinds(snapshot) != self.engine.tracks:
             return False
-        if not self.engine.is_open:  # somebody else freed it
-            self.engine.open(*self.opened)
+        self.engine.open(
+            *self.opened
+        )  # somebody else may have freed it, or opened it by rules of theirs
 
         def restore() -> None:
             self.engine.restore(snapshot)
@@ -96,7 +101,7 @@ class HeldCache:
     def move_to(self, engine: Engine, opened: Opened, snapshot: Snapshot | None, text: str) -> bool:
         """Let another engine take over and go on from a snapshot; False if it cannot go on from that."""
         self.hand_to(engine)
-        engine.open(*opened)
+        self.open(opened)
         return snapshot is not None and self.restore(snapshot, text)
 
     def make_room(self, n_tokens: int) -> bool:

@@ -95,13 +95,13 @@ class PromptBuilder:
         sampler, turn = self._llama.sampler, request.turn
         earlier = list(turns[:-1] if request.replaces else turns)
         rendered = self.render(system, earlier, content)
-        if request.draws_anew:
-            sampler.n_drawn = turn.n_drawn
         if not request.replaces:
             turn = replace(turn, n_drawn=sampler.n_drawn)
             self.keep_moment(len(earlier))
         logits, way = self._rewind(rendered, request, is_first=not turns)
         tokens = self._tokenize_rest(rendered)
+        if request.draws_anew:
+            sampler.n_drawn = turn.n_drawn
         # Read again from the start, the new question alone decides.
         before = [] if request.afresh else [turn.question for turn in earlier]
         config = self._llama.engine.config

@@ -27,7 +27,7 @@ from restkv_local.config import Config
 from restkv_local.engine import Engine, Progress, Snapshot
 from restkv_local.errors import ConfigError, InputError
 from restkv_local.loaded_model import LoadedModel
-from restkv_local.native import encode_text, library_stamp
+from restkv_local.native import library_stamp
 from restkv_local.storage.reading_cache import Reading, ReadingCache
 from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
@@ -84,6 +84,7 @@ class ChatSession:
         self._llama = llama
         self._system = system
         self._files: dict[str, str] = {}  # when each was written, as far as this conversation knows
+        self._unsure: set[str] = set()  # likewise where Ctrl-C came: the file may be in place
         self._moments = Moments(self._engine.config.undo_mib << 20)
         self._cache = HeldCache(llama)
         self._prompts = PromptBuilder(llama, self._cache, self._moments, readings)
@@ -312,12 +313,13 @@ class ChatSession:
             if may_cut and before is not None and before.rows.positions.shape[-1] > renewed.budget:
                 # The old cache chooses which rows go to the new one.
                 self._cache.move_to(old, self._cache.opened, before, text)
-                old.use(budget=renewed.budget)
-                old.evict()
-                way = f"{BY_SNAPSHOT}, evicted to {renewed.budget:,} rows"
-                moved = self._cache.move_to(
-                    renewed, self._cache.opened, self._cache.snapshot(), text
-                )
+                moved = old.can_evict  # not after Ctrl-C in a chunk
+                if moved:
+                    old.use(budget=renewed.budget)
+                    old.evict()
+                    way = f"{BY_SNAPSHOT}, evicted to {renewed.budget:,} rows"
+                cut = self._cache.snapshot() if moved else None
+                moved = self._cache.move_to(renewed, self._cache.opened, cut, text)
         if moved:
             return way
         # What a policy wants to know of every query so far, older moments do not tell either.
@@ -347,8 +349,12 @@ class ChatSession:
         with self._llama.turns.call():
             saved = self._pack()
         place = os.path.abspath(path)
-        write_session(path, saved, replaces=self._files.get(place, None if replace_any else ""))
+        known = self._files.get(place, None if replace_any else "")
+        replaces = None if known is None else {known, *self._unsure}
+        self._unsure.add(saved.saved)
+        write_session(path, saved, replaces=replaces)
         self._files[place] = saved.saved
+        self._unsure.discard(saved.saved)
 
     def _pack(self) -> SavedSession:
         sampler = self._llama.sampler
@@ -460,7 +466,7 @@ class ChatSession:
     def _start(self, request: Request, on_progress: OnProgress | None) -> Iterator[str]:
         # What cannot be read is refused now, not with the first piece: nothing is given up for it.
         content = request.turn.content
-        encode_text(content)
+        self._llama.native.check_text(content)
         reply = self._reply(request, content, on_progress)
         return in_turn(self._llama.turns, reply)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -121,7 +121,9 @@ def list_sessions() -> list[Path]:
     return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def write_session(path: Path, session: SavedSession, *, replaces: str | None = None) -> None:
+def write_session(
+    path: Path, session: SavedSession, *, replaces: Collection[str] | None = None
+) -> None:
     """Write a session; a file that is there and is none is left alone.
 
     Parameters
@@ -130,8 +132,8 @@ def write_session(path: Path, session: SavedSession, *, replaces: str | None = N
         Where to.
     session : SavedSession
         What.
-    replaces : str, optional
-        When the file that is there was saved, empty if there should be none. Another one is left alone then.
+    replaces : collection of str, optional
+        When the file that is there may have been saved, empty if there should be none. Another one is left alone then.
 
     Raises
     ------
@@ -146,7 +148,7 @@ def write_session(path: Path, session: SavedSession, *, replaces: str | None = N
                 f"{show_path(path)} is there and is no session of this version, so it is not "
                 "replaced: choose another name or remove it"
             ) from error
-        if replaces is not None and saved != replaces:
+        if replaces is not None and saved not in replaces:
             raise SessionFileError(
                 f"{show_path(path)} was saved by somebody else meanwhile, so it is not replaced: "
                 "save this conversation under another name, or load that one"

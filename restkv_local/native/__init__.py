@@ -1,6 +1,6 @@
 """The patched llama.cpp, seen from Python: one loader, one file of bindings, one context class."""
 
 from restkv_local.native._library import library_info, library_stamp, load
-from restkv_local.native.context import NativeContext, encode_text
+from restkv_local.native.context import NativeContext
 
-__all__ = ["NativeContext", "encode_text", "library_info", "library_stamp", "load"]
+__all__ = ["NativeContext", "library_info", "library_stamp", "load"]

@@ -202,8 +202,10 @@ class NativeContext:
         if isinstance(self._llama, _Closed):
             return
         worker = self._worker
-        self.finish(self._free)
-        worker.close()
+        try:
+            self.finish(self._free)
+        finally:  # Ctrl-C too
+            worker.close()
 
     def _free(self) -> None:
         self._free_context()  # before its model
@@ -259,17 +261,11 @@ class NativeContext:
         Raises
         ------
         InputError
-            If so much of it comes without a break that llama.cpp would run out of stack and end the process.
+            If it holds a lone surrogate, or so much comes without a break that llama.cpp would run out of stack
+            and end the process.
         """
-        data = encode_text(text)
-        longest = self._worker.stack_bytes // _STACK_PER_CHARACTER
-        if len(text) > longest:
-            run = max(len(match.group()) for match in _RUN.finditer(text))
-            if run > longest:
-                raise InputError(
-                    f"the text has {run} characters in a row without a break, llama.cpp has stack for"
-                    f" {longest}: put a space or a line break between words"
-                )
+        self.check_text(text)
+        data = text.encode()
 
         def take(n_slots: int) -> tuple[int, Any]:
             tokens = (self._llama.llama_token * n_slots)()
@@ -284,6 +280,18 @@ class NativeContext:
         if n < 0:
             raise NativeError(f"llama_tokenize failed ({n}) on a text of {len(data)} bytes")
         return list(tokens[:n])
+
+    def check_text(self, text: str) -> None:
+        """Refuse a text that :meth:`tokenize` cannot take, as it does."""
+        encode_text(text)
+        longest = self._worker.stack_bytes // _STACK_PER_CHARACTER
+        if len(text) > longest:
+            run = max(len(match.group()) for match in _RUN.finditer(text))
+            if run > longest:
+                raise InputError(
+                    f"the text has {run} characters in a row without a break, llama.cpp has stack for"
+                    f" {longest}: put a space or a line break between words"
+                )
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes of one token; they may end inside a UTF-8 character.

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
+from restkv_local.errors import InputError
+
 T = TypeVar("T")
 
 # How long the main thread sleeps between looks for Ctrl-C; it bounds the reaction on systems whose locks
@@ -54,6 +56,8 @@ class Worker:
         ------
         KeyboardInterrupt
             If Ctrl-C was pressed, and the function itself raised nothing.
+        InputError
+            If the thread was ended by :meth:`close` before it came to this function.
         """
         if threading.current_thread() is self._thread:
             return function()
@@ -68,6 +72,8 @@ class Worker:
                     on_interrupt()
                 if call.wait():
                     break
+                if not self._thread.is_alive() and not call.has_run:
+                    raise InputError("the model was closed meanwhile: make a new Llama")
             except KeyboardInterrupt:
                 pressed = True
         result = call.result()
@@ -110,7 +116,7 @@ class _Call(Generic[T]):
 
     def run(self) -> None:
         """Run it, if that was not done yet."""
-        if self._outcome:
+        if self.has_run:
             return
         try:
             outcome: tuple[T | None, BaseException | None] = (self._function(), None)
@@ -119,9 +125,14 @@ class _Call(Generic[T]):
         self._outcome.append(outcome)
         self._ended.release()
 
+    @property
+    def has_run(self) -> bool:
+        """Whether the function has ended."""
+        return bool(self._outcome)
+
     def wait(self) -> bool:
         """Tell whether the function has ended, after a while at the latest."""
-        return bool(self._outcome) or self._ended.acquire(timeout=_POLL_S)
+        return self.has_run or self._ended.acquire(timeout=_POLL_S)
 
     def result(self) -> T:
         """Return what the function did, or raise its error."""

@@ -239,3 +239,21 @@ def test_a_text_that_cannot_be_written_is_refused(open_llama, text):
 def test_a_text_may_end_in_the_name_of_a_file(open_llama, text):
     (found,) = answers(open_llama(MODEL, **SMALL), text, [ONE])
     assert {passage.document for passage in found.passages} == {"text"}
+
+
+@pytest.mark.parametrize("options", [{}, {"policy": "full"}, {"prefill": "full"}], ids=str)
+def test_a_reading_outlives_somebody_elses_call(open_llama, document, options):
+    """Another text takes the cache, with a length and a system prompt of its own."""
+    with open_llama(MODEL, n_predict=8, **options) as llama:
+        questions = ["What is the code?", "When did it leave?"]
+        with DocumentReader(
+            llama, [document], mode="shared", questions=questions, system="be brief"
+        ) as reader:
+            reader.read()
+            expected = "".join(reader.ask(questions[1]))
+            n_pinned = llama.engine.n_pinned
+            llama("a short text", max_tokens=2)
+            assert llama.engine.n_pinned == 0 < n_pinned
+            assert "".join(reader.ask(questions[1])) == expected
+            assert llama.engine.n_pinned == n_pinned
+            assert not reader.answer.notes

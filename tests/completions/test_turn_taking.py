@@ -294,3 +294,47 @@ def test_a_stream_left_open_ends_before_the_next_call(llm, tmp_path, do):
         assert turns[1].answer == said
     stream.close()
     assert session.turns == turns
+
+
+@pytest.mark.parametrize("temp", [0.0, 0.8])
+def test_closing_the_model_ends_an_open_stream_first(open_llama, temp):
+    llama = open_llama(TINY, temp=temp)
+    session = ChatSession(llama)
+    stream = session.send("the code of the answer")
+    next(stream)
+    llama.close()
+    assert session.report.usage["completion_tokens"] > 0
+    with pytest.raises(BusyError):
+        next(stream)
+    llama.close()
+
+
+def test_a_model_is_not_closed_under_a_running_call(llm, tokens):
+    refused = []
+
+    def close(ids, logits):
+        for call in (llm.close, lambda: in_thread(llm.close)):
+            try:
+                refused.append(call())
+            except BusyError as error:
+                refused.append(error)
+        return False
+
+    llm(tokens(100), stopping_criteria=close, **OPTIONS)
+    assert len(refused) >= 20
+    assert all(isinstance(error, BusyError) for error in refused)
+
+
+def test_a_callback_that_asks_an_older_stream_is_told(open_llama):
+    session = ChatSession(open_llama(TINY))
+    old = session.send("the code of the answer")
+    next(old)
+    told = []
+
+    def ask_old(progress):
+        with pytest.raises(BusyError, match="a newer call"):
+            next(old)
+        told.append(progress)
+
+    "".join(session.send("and of the other", on_progress=ask_old))
+    assert told

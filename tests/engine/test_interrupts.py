@@ -10,6 +10,8 @@ import pytest
 
 from restkv_local import ChatSession
 from restkv_local import engine as engine_module
+from restkv_local.errors import InputError
+from restkv_local.native.worker import Worker
 from tests import builders
 from tests.engine.test_engine import check_invariants, read
 
@@ -308,3 +310,136 @@ def test_rows_and_what_is_known_of_them_stay_together(open_llama, tokens, monkey
     monkeypatch.undo()
     check_invariants(engine)
     assert engine.rows.used == engine.native.used == 40
+
+
+def interrupt_count(monkeypatch, engine, wanted):
+    """Press Ctrl-C right after the first tokens that ``wanted`` picks are counted."""
+    count = engine._count
+    pressed = []
+
+    def late(tokens, *, probe):
+        count(tokens, probe=probe)
+        if not pressed and wanted(tokens, probe):
+            pressed.append(True)
+            _thread.interrupt_main()
+            time.sleep(0.05)
+
+    monkeypatch.setattr(engine, "_count", late)
+    return pressed
+
+
+def test_a_probe_that_was_just_read_leaves_nothing_behind(open_llama, tokens, monkeypatch):
+    engine = open_llama(MODEL).engine
+    engine.open(400, 16, 0)
+    pressed = interrupt_count(monkeypatch, engine, lambda tokens, probe: probe)
+    with pytest.raises(KeyboardInterrupt):
+        engine.read(tokens(400), guide=tokens(12, seed=9))
+    assert pressed
+    seen = engine.counters.seen
+    assert engine.rows.used == engine.native.used == seen  # nothing was evicted yet
+    engine.read(tokens(400)[seen:], guide=tokens(12, seed=9))
+    check_invariants(engine)
+
+
+def test_what_was_said_is_what_the_cache_holds(open_llama, monkeypatch):
+    """Ctrl-C comes when a token is in the cache and not said yet."""
+    session = ChatSession(open_llama(MODEL, policy="full", temp=0.8, seed=3))
+    engine = session.llama.engine
+    interrupt_count(monkeypatch, engine, lambda tokens, _: engine.counters.seen > n_prompt + 3)
+    n_prompt = len(session.prepare("hello")[0])
+    with pytest.raises(KeyboardInterrupt):
+        "".join(session.send("hello"))
+    assert session.report.usage["completion_tokens"] == 4
+    held = session.turns[-1].answer
+    monkeypatch.undo()
+    other = ChatSession(open_llama(MODEL, policy="full", temp=0.8, seed=3, n_predict=4))
+    calm = "".join(other.send("hello"))
+    assert calm in (held, held + "\ufffd")  # a character may have been begun
+
+
+def test_a_chunk_that_was_stopped_leaves_nobody_to_ask_and_the_conversation_goes_on(
+    open_llama, monkeypatch
+):
+    llama = open_llama(MODEL)
+    session = ChatSession(llama)
+    decode = llama.native._llama.llama_decode
+    calls = []
+
+    def third(*args):
+        calls.append(True)
+        if len(calls) == 3:
+            _thread.interrupt_main()
+            time.sleep(0.05)
+        return decode(*args)
+
+    monkeypatch.setattr(llama.native._llama, "llama_decode", third)
+    with pytest.raises(KeyboardInterrupt):
+        "".join(session.send("word number rain " * 200))
+    monkeypatch.undo()
+    assert llama.native.n_observed == 0
+    assert "read again" in session.set_budget(48)
+    assert session.context().budget == 48
+    "".join(session.send("go on"))
+    check_invariants(llama.engine)
+
+
+def test_without_a_guide_reading_goes_on_after_a_chunk_that_was_stopped(
+    open_llama, tokens, monkeypatch
+):
+    llama = open_llama(MODEL, guide="off")
+    engine = llama.engine
+    engine.open(600, 16, 0)
+    engine.read(tokens(206))
+    stop_next_decode(monkeypatch, llama)
+    with pytest.raises(KeyboardInterrupt):
+        engine.read(tokens(40, seed=2))
+    monkeypatch.undo()
+    assert llama.native.n_observed == 0
+    engine.read(tokens(100, seed=3))
+    engine.read(tokens(100, seed=4))
+    check_invariants(engine)
+    assert engine.counters.seen == 406
+
+
+def test_a_cache_is_forgotten_whole_or_not_at_all(open_llama, monkeypatch):
+    session = ChatSession(open_llama(MODEL, undo_mib=0))
+    "".join(session.send("hello there"))
+    native = session.llama.native
+    clear = native.clear
+
+    def late():
+        clear()
+        _thread.interrupt_main()
+        time.sleep(0.05)
+
+    monkeypatch.setattr(native, "clear", late)
+    with pytest.raises(KeyboardInterrupt):
+        "".join(session.reread("again?"))
+    monkeypatch.undo()
+    assert session.llama.engine.rows.used == native.used == 0
+    "".join(session.send("next question?"))
+    check_invariants(session.llama.engine)
+
+
+def test_a_model_that_is_freed_ends_its_thread_whatever_is_pressed(open_llama, monkeypatch):
+    llama = open_llama(MODEL)
+    thread = llama.native._worker._thread
+    free = llama.native._llama.llama_model_free
+
+    def late(*args):
+        _thread.interrupt_main()
+        time.sleep(0.05)
+        return free(*args)
+
+    monkeypatch.setattr(llama.native._llama, "llama_model_free", late)
+    with pytest.raises(KeyboardInterrupt):
+        llama.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_a_call_that_comes_after_the_end_of_the_thread_is_refused():
+    worker = Worker()
+    worker.close()
+    with pytest.raises(InputError, match="closed meanwhile"):
+        worker.run(lambda: 1, on_interrupt=lambda: None)

@@ -1,5 +1,7 @@
 """The text read a second time, to see which rows it takes to say it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -40,8 +42,8 @@ def test_a_row_keeps_the_most_attention_of_any_repeated_token(open_llama, tokens
     while repetition.pending:
         probe, n = repetition.probe()
         assert probe[-n:] == text[repetition_start(repetition, text) :][:n]
-        with engine._probe(probe):
-            expected = np.maximum(expected, most_attention(engine, n)[:, :, :100])
+        most = engine._probe(probe, partial(most_attention, engine, n))
+        expected = np.maximum(expected, most[:, :, :100])
         repetition.advance(n)
     engine.repeat()
     np.testing.assert_allclose(engine.rows.figures("repeat"), expected, atol=2e-4)

@@ -7,7 +7,8 @@ import pytest
 from restkv_local import ChatSession
 from restkv_local.chat.ask import ask
 from restkv_local.chat.session_file import read_session, write_session
-from restkv_local.errors import ConfigError, SessionFileError
+from restkv_local.errors import ConfigError, InputError, SessionFileError
+from restkv_local.storage import container
 from tests.session.conversation import MODEL, SWA, assert_same_cache, cache, prose, say, talk
 
 pytestmark = pytest.mark.native
@@ -329,3 +330,66 @@ def test_two_conversations_share_a_model_and_lose_nothing_but_time(open_chat):
     one._moments.clear()
     talk(one, 1, first=9)
     assert one.report.notes[0].startswith("the conversation was read again")
+
+
+@pytest.mark.parametrize("budget", [96, "50%"])
+def test_a_conversation_keeps_its_own_rules_when_somebody_else_used_the_cache(open_chat, budget):
+    session = open_chat(MODEL, system="be brief and kind", **LONG | {"budget": budget})
+    say(session, prose(100))
+    talk(session, 1)
+    view = session.context()
+    session.llama("a text of somebody else " * 3, max_tokens=2)
+    assert session.context().n_pinned == 0
+    say(session, prose(300))
+    assert "by snapshot" in session.report.notes[0]
+    after = session.context()
+    assert (after.n_pinned, after.budget) == (view.n_pinned, view.budget)
+    assert after.events > view.events
+    positions = session._engine.rows.positions
+    assert (positions[:, :, : view.n_pinned] == list(range(view.n_pinned))).all()
+
+
+@pytest.mark.parametrize("change", ["edit", "reread"])
+def test_a_message_that_cannot_be_read_costs_nothing(open_chat, change):
+    session = begin(open_chat(MODEL, **LONG))
+    endless = "a" * 1_100_000
+    unchanged(session, lambda: getattr(session, change)(endless), InputError, "in a row")
+
+
+@pytest.mark.parametrize("budget", [10**9, "900GiB"])
+def test_a_budget_that_the_machine_does_not_hold_is_refused_before_a_file_is_loaded(
+    open_chat, tmp_path, budget
+):
+    begin(open_chat(MODEL, **LONG)).save(tmp_path / "a")
+    session = open_chat(MODEL, **LONG)
+    talk(session, 2, first=30)
+
+    def load():
+        session.load(tmp_path / "a", {"budget": budget})
+
+    unchanged(session, load, ConfigError, "GiB are free")
+
+
+def test_ctrl_c_when_a_file_is_already_in_place_leaves_it_this_conversations(
+    open_chat, tmp_path, monkeypatch
+):
+    session = open_chat(MODEL, **LONG)
+    talk(session, 1)
+    session.save(tmp_path / "a", replace_any=False)
+
+    def stop(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(container, "_sync_folder", stop)
+    talk(session, 1, first=1)
+    with pytest.raises(KeyboardInterrupt):
+        session.save(tmp_path / "a", replace_any=False)
+    monkeypatch.undo()
+    talk(session, 1, first=2)
+    session.save(tmp_path / "a", replace_any=False)
+    assert len(read_session(tmp_path / "a").turns) == 3
+    stranger = open_chat(MODEL, **LONG)
+    talk(stranger, 1)
+    stranger.save(tmp_path / "a")
+    with pytest.raises(SessionFileError, match="somebody else"):
+        session.save(tmp_path / "a", replace_any=False)

@@ -126,7 +126,7 @@ def in_turn(turns: TurnTaking, stream: Generator[T, None, None]) -> Generator[T,
 def taken_over() -> BusyError:
     """Return what a call is told that cannot go on."""
     return BusyError(
-        "a newer call has taken the model's cache over: finish a stream before the next call, or ask again"
+        "a newer call has taken the model's cache over or freed it: finish a stream before the next call, or ask again"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from restkv_local import ChatSession, Llama
 from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
 from restkv_local.config import Config
-from restkv_local.errors import ConfigError, InputError
+from restkv_local.errors import BusyError, ConfigError, InputError
 from tests.completions.conftest import TINY
 
 pytestmark = pytest.mark.native
@@ -228,8 +228,9 @@ def test_a_closed_model_says_so(llm):
     next(stream)
     llm.close()
     llm.close()
-    calls = [lambda: llm("the"), lambda: next(stream), lambda: llm.tokenize(b"the"), llm.token_eos]  # fmt: skip
-    for call in calls:
+    with pytest.raises(BusyError, match="or freed it"):
+        next(stream)
+    for call in (lambda: llm("the"), lambda: llm.tokenize(b"the"), llm.token_eos):
         with pytest.raises(InputError, match="the model was closed"):
             call()
 

@@ -39,6 +39,11 @@ def read_settings(ctx: typer.Context) -> dict[str, Any]:
     return settings
 
 
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Tell whether an option was written, rather than left at its default."""
+    return getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
+
+
 def _check_budget(text: str) -> str:
     """Refuse a budget that is not a budget at all; whether it fits is the engine's question."""
     try:

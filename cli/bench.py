@@ -192,6 +192,14 @@ def bench(
         fail_usage("name a MODEL, a --shape, or a log with --table: one of them")
     if as_json and as_csv:
         fail_usage("--json and --csv cannot both be printed; leave one out")
+    if shape is None and (
+        given := [one for one in ("weights", "vocabulary") if opt.is_given(ctx, one)]
+    ):
+        fail_usage(f"--{given[0]} is for --shape: name one, or leave it out")
+    if table is not None and log is not None:
+        fail_usage("--table measures nothing, so there is nothing to --log; leave one out")
+    if references and "none" in references and len(references) > 1:
+        fail_usage("--reference none stands alone: leave it out, or the others")
     wanted = read_depths(depths)
 
     # Imported here: `--help` must not wait for NumPy.

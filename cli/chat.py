@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,11 +120,7 @@ def chat(
     if session is not None:
         path, saved = find_session(session, file_model, system)
     if saved is not None:
-        changes = {
-            name: value
-            for name, value in settings.items()
-            if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
-        }
+        changes = {name: value for name, value in settings.items() if opt.is_given(ctx, name)}
         from restkv_local.chat.session_file import merge_settings
 
         settings = {**settings, **merge_settings(saved.config, changes)}
@@ -163,7 +160,7 @@ def find_session(name: str, model: Path, system: str | None) -> tuple[Path, Save
     from restkv_local.storage.fingerprint import fingerprint_model
 
     path = session_path(name)
-    if not path.exists():
+    if not os.path.exists(path):
         return path, None
     saved = read_session(path)
     saved.check_model(fingerprint_model(model), model.name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 from restkv_local.cli._console import print_error
@@ -68,17 +70,35 @@ def run(command: typer.Typer, name: str, args: Sequence[str] | None = None) -> N
     Raises
     ------
     SystemExit
-        0 done, 1 a :class:`RestKVError` or a reader that closed stdout, 2 usage, 130 Ctrl-C.
+        0 done, 1 a :class:`RestKVError` or output that nobody takes, 2 usage, 130 Ctrl-C.
     """
     # An answer may hold any character; a terminal or file of another encoding must not stop it.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started us
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif hasattr(getattr(sys, stream), "reconfigure"):
+            getattr(sys, stream).reconfigure(errors="backslashreplace")
     try:
-        command(args=args, prog_name=name)
+        try:
+            command(args=args, prog_name=name)
+        finally:
+            sys.stdout.flush()
     except RestKVError as error:
         print_error(str(error))
         raise SystemExit(1) from None
+    except BrokenPipeError:  # whoever read has seen enough
+        _drop_output()
+        raise SystemExit(1) from None
+    except OSError as error:
+        _drop_output()
+        print_error(f"{error.filename or 'cannot write the output'}: {error.strerror or error}")
+        raise SystemExit(1) from None
+
+
+def _drop_output() -> None:
+    """Let what a full disk did not take go, or Python would try again as it ends."""
+    with suppress(OSError, ValueError):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(args: Sequence[str] | None = None) -> None:

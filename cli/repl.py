@@ -171,6 +171,8 @@ class Repl:
                 print_note("use Ctrl-D or /exit to leave; Ctrl-C again leaves too", style="dim")
             except RestKVError as error:
                 print_error(str(error))
+            except OSError as error:  # the conversation outlives a disk
+                print_error(f"{error.filename or 'the system'}: {error.strerror or error}")
 
     def handle(self, text: str) -> None:
         """Run a command or send a message.
@@ -436,7 +438,7 @@ def _path(argument: str) -> Path:
 
 
 def _whole_number(text: str, usage: str) -> int:
-    if not text.isascii() or not text.isdecimal():
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
         raise InputError(f"{usage} takes a whole number; got {text!r}")
     return int(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,7 +83,7 @@ def _existing(name: str) -> Path:
     from restkv_local.chat.session_file import list_sessions, session_path
 
     path = session_path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = ", ".join(one.stem for one in list_sessions()) or "none"
         raise SessionFileError(f"there is no session {name!r}; there are: {known}")
     return path

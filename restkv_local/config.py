@@ -19,14 +19,16 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "type_v": ("f16", "q8_0", "q4_0"),
 }
 
+_MOST: Final = 2**31 - 1  # what C's int holds
+
 # name: (lowest, highest), both allowed
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "n_sink": (0, math.inf),
     # 1: decoding continues right after the newest token, so that one must stay.
     "n_recent": (1, math.inf),
-    "n_obs": (1, math.inf),
+    "n_obs": (1, _MOST),
     "n_guide": (0, math.inf),
-    "n_ubatch": (1, math.inf),
+    "n_ubatch": (1, _MOST),
     "kernel": (1, math.inf),
     "alpha": (0, 1),
     "scale": (1, math.inf),
@@ -34,17 +36,18 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "seed": (-1, 2**32 - 1),
     "n_predict": (-1, math.inf),
     "temp": (0, math.inf),
-    "top_k": (0, math.inf),
+    "top_k": (0, _MOST),
     "top_p": (0, 1),
     "min_p": (0, 1),
     "undo_mib": (0, math.inf),
-    "n_threads": (0, math.inf),
-    "n_gpu_layers": (-1, math.inf),
+    "n_threads": (0, 512),  # llama.cpp's own limit
+    "n_gpu_layers": (-1, _MOST),
 }
 
 # Zero itself is out: weights would vanish, 0**0 would appear, nothing could be sampled.
 _POSITIVE: Final = ("alpha", "tau", "top_p")
 
+_DIGITS: Final = 18  # of a budget: more are a slip
 _UNITS: Final = {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BUDGET: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(kib|mib|gib|%)?", re.IGNORECASE)
 
@@ -135,7 +138,7 @@ def parse_budget(text: int | str) -> BudgetSpec:
     """
     match = _BUDGET.fullmatch(str(text).strip())
     forms = "budget must be a number of rows, KiB, MiB or GiB, or a percentage"
-    if match is None or isinstance(text, bool):
+    if match is None or isinstance(text, bool) or len(match[1]) > _DIGITS:
         raise ConfigError(f"{forms}, as in 2048, 512MiB or 25%; got budget={text!r}")
     number, unit = float(match[1]), (match[2] or "").lower()
     if unit == "%":

@@ -139,6 +139,7 @@ class Engine:
                 f"n_guide must be at most n_ubatch, the most tokens read at once; "
                 f"got n_guide={config.n_guide}, n_ubatch={config.n_ubatch}"
             )
+        self._check_guide()
         self.positions = config.positions
         if self.positions == "auto":
             # Compact answers best past the trained length; where keys cannot be re-rotated, original it is.
@@ -156,6 +157,16 @@ class Engine:
         # Newest queries that are kept: those that judge, and those that tracked figures lack.
         self._n_ring = max(config.n_obs + config.n_guide, config.n_ubatch if self._kinds else 1)
         self._guide: list[int] = []
+
+    def _check_guide(self) -> None:
+        if self.config.guide in ("auto", "off"):
+            return
+        n_tokens = len(self.native.tokenize(self.config.guide, add_special=False))
+        if n_tokens > self.config.n_guide:
+            raise ConfigError(
+                f"guide has {n_tokens} tokens and n_guide={self.config.n_guide} is how many are read;"
+                " shorten it or raise n_guide"
+            )
 
     def _prepare_repetition(self) -> Repetition:
         request = self.native.tokenize(REQUEST, add_special=False)

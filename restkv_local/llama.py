@@ -105,7 +105,7 @@ class Llama(LoadedModel):
         **options: Any,
     ) -> None:
         config = _make_config(options)
-        if type(last_n_tokens_size) is not int or last_n_tokens_size < 0:
+        if type(last_n_tokens_size) is not int or not 0 <= last_n_tokens_size < 2**31:
             raise ConfigError(
                 "last_n_tokens_size must be a whole number of at least 0;"
                 f" got last_n_tokens_size={last_n_tokens_size!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,9 +32,9 @@ def check_plots(path: Path) -> None:
     """
     if find_spec("matplotlib") is None:
         raise ConfigError("a picture needs matplotlib, which is missing: pip install matplotlib")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a directory; name a file for the picture")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
 
 

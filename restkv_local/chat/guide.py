@@ -77,4 +77,4 @@ def ending_guide(native: NativeContext, config: Config, tokens: Sequence[int]) -
 def _fixed_guide(native: NativeContext, config: Config) -> list[int]:
     if config.guide == "off":
         return []
-    return native.tokenize(config.guide, add_special=False)[: config.n_guide]
+    return native.tokenize(config.guide, add_special=False)  # the engine has checked its length

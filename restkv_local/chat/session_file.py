@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
@@ -31,6 +32,9 @@ FIXED: Final = (
 
 # Every system takes these in a file name, and none of them is a path.
 _NAME: Final = re.compile(r"\w[\w .+-]{0,99}")
+_NAME_BYTES: Final = (
+    200  # file systems take 255, and a part that is being written has a longer name
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,18 +111,30 @@ def session_path(name: str) -> Path:
     ConfigError
         If the name cannot be a file's name everywhere.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or len(name.encode()) > _NAME_BYTES:
         raise ConfigError(
-            "a session's name is up to 100 letters, digits, spaces and _ . + -, and begins with a "
+            "a session's name is up to 100 letters (fewer beyond ASCII), digits, spaces and _ . + -, and begins with a "
             f"letter or digit; got {name!r}"
         )
     return sessions_folder() / f"{name}{SUFFIX}"
 
 
 def list_sessions() -> list[Path]:
-    """Files of all named sessions, the one saved last first."""
-    files = [path for path in sessions_folder().glob(f"*{SUFFIX}") if path.is_file()]
-    return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
+    """Files of all named sessions, the one saved last first.
+
+    Raises
+    ------
+    SessionFileError
+        If their folder cannot be read.
+    """
+    folder = sessions_folder()
+    try:
+        files = [path for path in folder.glob(f"*{SUFFIX}") if path.is_file()]
+        return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError as error:
+        raise SessionFileError(
+            f"cannot read {show_path(folder)}: {error.strerror or error}"
+        ) from error
 
 
 def write_session(
@@ -140,7 +156,7 @@ def write_session(
     SessionFileError
         If it cannot be written, or would replace something else; what was there is unchanged.
     """
-    if path.exists():
+    if os.path.exists(path):
         try:
             saved = read_meta(path, KIND).get("saved")
         except SessionFileError as error:

@@ -108,6 +108,10 @@ def _plain_message(message: Mapping[str, Any]) -> Message:
         kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
         if any(kind != "text" for kind in kinds):
             raise InputError(f"the content of a message must be text; got parts of type {kinds}")
+        if any(not isinstance(part.get("text"), str) for part in content):
+            raise InputError(
+                'a part of a message must be like {"type": "text", "text": "..."}; one has no text'
+            )
         content = "".join(part["text"] for part in content)
     if content is not None and not isinstance(content, str):
         raise InputError(f"the content of a message must be text; got {type(content).__name__}")
@@ -124,11 +128,12 @@ def choose_grammar(grammar: Any, response_format: Mapping[str, Any] | None) -> A
     """
     if response_format is None:
         return grammar
-    kind = response_format.get("type")
+    is_mapping = isinstance(response_format, Mapping)
+    kind = response_format.get("type") if is_mapping else None
     if kind not in _FORMATS:
         raise ConfigError(
             f"response_format must have the type {' or '.join(_FORMATS)}, the second with an optional schema;"
-            f" got response_format={dict(response_format)!r}"
+            f" got response_format={response_format!r}"
         )
     if kind == "text":
         return grammar

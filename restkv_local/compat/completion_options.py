@@ -93,6 +93,13 @@ class CompletionOptions:
         """Check every option."""
         for name in _BOUNDS:
             _check_number(name, getattr(self, name))
+        if self.stop is not None and not isinstance(self.stop, str):
+            try:  # an iterator can be read once
+                object.__setattr__(self, "stop", tuple(self.stop))
+            except TypeError:
+                raise ConfigError(
+                    f"stop must be a string or a list of them; got stop={self.stop!r}"
+                ) from None
         if any(not isinstance(stop, str) or not stop for stop in self.stops):
             raise ConfigError(
                 f"stop must be a string or a list of them, none empty; got stop={self.stop!r}"

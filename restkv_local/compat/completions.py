@@ -269,6 +269,7 @@ class Completer:
         held.text = prompt.text.encode()
         held.unread = []
         self._held = held
+        engine.guide = prompt.guide  # of an answer that needs no reading, too
         if n_known < len(prompt.tokens):
             held.logits = None
             engine.read(prompt.tokens[n_known:], guide=prompt.guide, on_progress=self._on_progress)
@@ -403,6 +404,9 @@ class Completer:
         best = np.argsort(-logprobs, kind="stable")[:n_top].tolist()
         # Where tokens share a text it stands for the likeliest of them, or for the one that was drawn.
         top = {self._show(one): float(logprobs[one]) for one in (*best[::-1], token)}
+        top = dict(
+            sorted(top.items(), key=lambda item: -item[1])
+        )  # the likeliest first, as others have it
         return _TokenLogprob(self._show(token), start, float(logprobs[token]), top)
 
     def _show(self, token: int) -> str:
@@ -452,6 +456,10 @@ class Completer:
     def _put(self, snapshot: Snapshot, held: _Held) -> None:
         """Put a snapshot in place; if this cache cannot take it, what it held is there again."""
         engine, before = self._engine, self._known()
+        if before is not None:
+            before = before.copy(
+                before.counters
+            )  # logits are the cache's own, and it may be made anew
         if tracked_kinds(snapshot) != engine.tracks:
             raise ConfigError(
                 "this state was saved under another policy, which keeps other figures of every row:"

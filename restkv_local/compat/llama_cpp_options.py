@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
+
 from restkv_local.config import DEFAULTS
 from restkv_local.errors import ConfigError
 
@@ -75,7 +77,8 @@ def read_llama_cpp_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in _FIXED.keys() & read.keys():
         values, reason = _FIXED[name]
         value = read.pop(name)
-        if not any(value is allowed or value == allowed for allowed in values):
+        # An array would answer with an array.
+        if not any(value is one or np.array_equal(value, one) for one in values):
             raise ConfigError(f"{name}={value!r} cannot be had here: {reason}; leave it out")
     if read.get("n_threads", 0) is None:
         del read["n_threads"]
@@ -93,5 +96,9 @@ def read_llama_cpp_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in read:
             value = read[name]
             # Another number stays: the config refuses it and names the types there are.
-            read[name] = getattr(DEFAULTS, name) if value is None else _GGML_TYPES.get(value, value)
+            read[name] = (
+                getattr(DEFAULTS, name)
+                if value is None
+                else (_GGML_TYPES.get(value, value) if isinstance(value, int) else value)
+            )
     return read

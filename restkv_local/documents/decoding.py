@@ -16,8 +16,22 @@ _DECLARED: Final = re.compile(
 )
 _DECLARED_WITHIN: Final = 1024
 
-# The web reads these two as Windows-1252, whose quotation marks and dashes they do not hold.
-_MEANT: Final = {"iso8859-1": "cp1252", "ascii": "cp1252"}
+# Pages say the narrower name and hold what the wider one has; browsers read them so (WHATWG Encoding, 4.2).
+_MEANT: Final = {
+    "iso8859-1": "cp1252",
+    "ascii": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}
+# Names of the web that Python does not know.
+_LABELS: Final = {"x-sjis": "cp932", "windows-874": "cp874", "unicode": "utf-16"}
+# Code pages of one byte leave some undefined: each becomes U+FFFD, for all to see.
+_WITH_HOLES: Final = ("cp1252", "cp1254", "cp874")
 
 
 def decode_text(data: bytes, name: str) -> str:
@@ -66,8 +80,7 @@ def decode_markup(data: bytes, name: str) -> str:
         return decode_text(data, name)
     encoding = _MEANT.get(encoding, encoding)
     try:
-        # Web pages hold bytes that Windows-1252 leaves undefined: each becomes U+FFFD, for all to see.
-        text = data.decode(encoding, "replace" if encoding == "cp1252" else "strict")
+        text = data.decode(encoding, "replace" if encoding in _WITH_HOLES else "strict")
     except (LookupError, ValueError) as error:  # not every codec makes text
         raise InputError(
             f"{name} is not {encoding} text, as it says it is: {' '.join(str(error).split())};"
@@ -85,7 +98,7 @@ def _declared_encoding(data: bytes, name: str) -> str:
     match = _DECLARED.search(data[:_DECLARED_WITHIN])
     declared = match[1].decode("ascii") if match else "utf-8"
     try:
-        return codecs.lookup(declared).name
+        return codecs.lookup(_LABELS.get(declared.lower(), declared)).name
     except LookupError:
         raise InputError(
             f"{name} says that it is written in {declared!r}, which is not known; convert it to UTF-8"

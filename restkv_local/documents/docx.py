@@ -44,6 +44,7 @@ _CHARACTERS: Final = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-",
 _EXPONENT: Final = re.compile(r"[-+−]?\d")
 # The outline level of what is no heading.
 _BODY_LEVEL: Final = 9
+_MAX_LEVEL: Final = 8  # of a list: nine levels are all there are
 _LEFT_OUT: Final = {"comments": "comments", "header": "page headers", "footer": "page footers"}
 _DRAWN: Final = {"chart": "charts", "diagramData": "diagrams", "aFChunk": "embedded files"}
 
@@ -141,7 +142,7 @@ def _read_properties(properties: etree._Element | None) -> _Style:
     return _Style(
         is_heading=int_of(outline, _BODY_LEVEL) < _BODY_LEVEL,
         list_id=list_id or None,
-        level=int_of(level, 0) if level else None,
+        level=min(int_of(level, 0), _MAX_LEVEL) if level else None,
     )
 
 
@@ -153,7 +154,7 @@ class _Reader:
     numbers: ListNumbers
     writer: TextWriter = field(default_factory=TextWriter)
     _notes: dict[tuple[str, str], etree._Element] = field(default_factory=dict)
-    _n_cited: int = 0
+    _numbered: dict[tuple[str, str], int] = field(default_factory=dict)
     _in_list: bool = False
     # Found within a paragraph, and written after it.
     _cited: list[tuple[int, etree._Element]] = field(default_factory=list)
@@ -211,10 +212,14 @@ class _Reader:
 
     def _flatten_cell(self, cell: etree._Element) -> str:
         lines = []
-        for paragraph in _blocks(cell):
-            style = self._style(paragraph)
+        for block in _blocks(cell):
+            if local_name(block) == "tbl":
+                rows = (row for row in _descend(block, "tr") if not _is_deleted(row))
+                lines += [" | ".join(map(self._flatten_cell, _descend(row, "tc"))) for row in rows]
+                continue
+            style = self._style(block)
             number = self.numbers.next(style.list_id, style.level or 0)
-            text = "".join(self._inline(paragraph))
+            text = "".join(self._inline(block))
             if text.strip():
                 lines.append(f"{number} {text}")
         return flatten(" ".join(lines))
@@ -225,8 +230,7 @@ class _Reader:
             cited, self._cited = self._cited, []
             boxes, self._boxes = self._boxes, []
             for number, note in cited:
-                lines = ("".join(self._inline(paragraph)) for paragraph in _blocks(note))
-                self.writer.add(f"[{number}] {flatten(' '.join(lines))}")
+                self.writer.add(f"[{number}] {self._flatten_cell(note)}")
             for box in boxes:
                 self.read(box)
 
@@ -273,9 +277,11 @@ class _Reader:
         note = self._notes.get((kind, note_id))
         if note is None:
             return ""
-        self._n_cited += 1
-        self._cited.append((self._n_cited, note))
-        return f"[{self._n_cited}]"
+        number = self._numbered.get((kind, note_id))
+        if number is None:  # a note may cite itself: it is written once
+            number = self._numbered[kind, note_id] = len(self._numbered) + 1
+            self._cited.append((number, note))
+        return f"[{number}]"
 
 
 def _blocks(parent: etree._Element) -> Iterator[etree._Element]:

@@ -282,7 +282,8 @@ class _Reader:
 
     def _end_cell(self) -> None:
         cell, self._line = flatten("".join(self._line)), []
-        assert self._cells is not None
+        if self._cells is None:  # a row that stands within a cell has ended it
+            self._cells = []
         self._cells.append(cell)
 
     def _end_row(self) -> None:

@@ -66,7 +66,7 @@ def read_document(path: str | Path) -> Document:
         # ValueError: a path with a zero character.
         reason = getattr(error, "strerror", None) or error
         # Windows denies permission where others say that it is a directory.
-        if file.is_dir():
+        if os.path.isdir(file):
             raise InputError(f"{name} is a directory; give one -f per file in it") from None
         raise InputError(f"{name}: {reason}") from None
     return parse_document(data, name)

@@ -432,10 +432,11 @@ class _CacheWriter:
 def _prune(folder: Path, limit_bytes: int, *, keep: Path) -> None:
     """Remove the least recently used files until the folder fits; ``keep`` stays."""
     # What a killed run left behind; a living one is younger.
-    for path in folder.glob("*.part"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                path.unlink()
+    with suppress(OSError):
+        for path in folder.glob("*.part"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
     files: list[tuple[float, int, Path]] = []
     with suppress(OSError):
         for path in folder.glob("*.factors"):

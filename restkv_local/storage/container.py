@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
 import time
 import zipfile
@@ -112,15 +113,25 @@ def _read(
     path: Path, kind: str, *, with_arrays: bool
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     shown = show_path(path)
-    # Before the zip reader looks: it would seek about in a device or a pipe.
-    if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
-        raise SessionFileError(f"{shown} {what}; `restkv sessions list` shows what was kept")
+    try:
+        # Before the zip reader looks: it would seek about in a device or a pipe.
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+    ):  # ValueError: a path with a zero character
+        raise _not_there(shown, "does not exist") from None
+    except OSError as error:
+        raise SessionFileError(f"cannot read {shown}: {error.strerror or error}") from error
+    if not is_file:
+        raise _not_there(shown, "is no file")
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_sizes(path, archive)
             text = archive.read(_META)
             meta = _check_head(shown, json.loads(text), kind)
-            arrays = _read_arrays(path, archive, text, meta) if with_arrays else {}
+            arrays = _read_arrays(archive, text, meta) if with_arrays else {}
     except SessionFileError:
         raise
     except OSError as error:
@@ -131,6 +142,19 @@ def _read(
             "restore a copy of it or remove it"
         ) from error
     return meta, arrays
+
+
+def _not_there(shown: str, what: str) -> SessionFileError:
+    return SessionFileError(f"{shown} {what}; `restkv sessions list` shows what was kept")
+
+
+def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse a file from elsewhere that would make us allocate more than it has bytes."""
+    parts = archive.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ValueError("its parts are compressed")
+    if sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError("its parts are larger than itself")
 
 
 def _check_head(shown: str, meta: Any, kind: str) -> dict[str, Any]:
@@ -160,11 +184,8 @@ def _write_zip(stream: Any, text: bytes, arrays: Arrays) -> None:
 
 
 def _read_arrays(
-    path: Path, archive: zipfile.ZipFile, text: bytes, meta: dict[str, Any]
+    archive: zipfile.ZipFile, text: bytes, meta: dict[str, Any]
 ) -> dict[str, npt.NDArray[Any]]:
-    # A file from elsewhere must not make us allocate more than it has bytes.
-    if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
-        raise ValueError("its parts are larger than itself")
     digest = hashlib.blake2b(text)
     arrays = {}
     for name, told in meta["arrays"].items():
@@ -185,10 +206,11 @@ def _read_arrays(
 
 def _remove_stale(folder: Path) -> None:
     """Remove what killed runs left; a living one's part is younger."""
-    for part in folder.glob(f"*{_PART}"):
-        with suppress(OSError):
-            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                part.unlink()
+    with suppress(OSError):
+        for part in folder.glob(f"*{_PART}"):
+            with suppress(OSError):
+                if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                    part.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -90,6 +90,10 @@ class LineLog(Generic[Line]):
                 path.write_bytes(head)
                 return
             content = read_lines(path, kind)
+            if not content.lines:  # begun, and nothing was measured
+                self.was_cut = content.was_cut
+                path.write_bytes(head)
+                return
             _compare(path, kind, content.conditions, json.loads(head)["conditions"])
             if content.was_cut:
                 self.was_cut = True

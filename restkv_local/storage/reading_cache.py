@@ -103,7 +103,7 @@ class ReadingCache:
     def load(self, key: str) -> Reading | None:
         """Return a reading, None if there is none that is whole."""
         path = self._path(key)
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists() fails where nobody may look
             return None
         try:
             meta, arrays = read_container(path, KIND)
@@ -137,10 +137,11 @@ class ReadingCache:
 
     def _prune(self, *, keep: Path) -> None:
         files = []
-        for path in self.folder.glob(f"*{_SUFFIX}"):
-            with suppress(OSError):  # another process may have removed it
-                status = path.stat()
-                files.append((status.st_mtime, status.st_size, path))
+        with suppress(OSError):
+            for path in self.folder.glob(f"*{_SUFFIX}"):
+                with suppress(OSError):  # another process may have removed it
+                    status = path.stat()
+                    files.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= self.limit_bytes:

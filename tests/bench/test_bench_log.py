@@ -60,7 +60,7 @@ def test_a_line_that_was_cut_is_measured_again(path, n_bytes):
 
 
 def test_another_machine_or_setting_is_refused_by_name(path):
-    write(path)
+    write(path, Sample("full", 512, 0))
     text = refused(path, METADATA | {"n_threads": 1})
     assert "was begun with n_threads=2, this run has n_threads=1" in text
     assert text.endswith("name another log")

@@ -261,3 +261,18 @@ def test_help_does_not_wait_for_numpy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("model.gguf", "--weights", "q8_0"),
+        ("model.gguf", "--vocabulary", "small"),
+        ("--table", "a.jsonl", "--log", "b.jsonl"),
+        ("model.gguf", "--reference", "none", "--reference", "full"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(args):
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *args])
+    assert end.value.code == 2

@@ -1,6 +1,9 @@
 """Conversations that last, from the command line: real library, tiny model."""
 
 import json
+import os
+import shlex
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -334,3 +337,17 @@ def test_pty_the_old_question_stands_ready_to_be_changed(model, monkeypatch):
 
     (turn,) = read_session(session_path("sea")).turns
     assert turn.question == "why not"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("target", ["/dev/full", None], ids=["full", "closed"])
+def test_output_that_nobody_takes_is_one_line(tmp_path, target):
+    command = f"{shlex.quote(sys.executable)} -c 'from restkv_local.cli.main import main; main()' sessions list --json"
+    command += f" > {target}" if target else " >&-"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True, text=True, timeout=100, env=os.environ | {"XDG_DATA_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == (1 if target else 0)
+    assert done.stderr.count("\n") == (1 if target else 0)
+    assert not target or "No space left" in done.stderr

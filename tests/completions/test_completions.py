@@ -137,6 +137,7 @@ def test_logprobs_are_the_logits_of_the_model(llm):
     # Bytes have tokens beside the letters they spell: the likelier one counts.
     named = {text: expected[token] for text, token in zip(texts[::-1], best[::-1], strict=True)}
     assert top == pytest.approx(named)
+    assert list(top.values()) == sorted(top.values(), reverse=True)
     assert logprobs["token_logprobs"] == [pytest.approx(expected.max())]
     assert logprobs["tokens"] == [text_of(result)]
     assert logprobs["text_offset"] == [len(PROMPT)]

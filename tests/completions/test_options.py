@@ -11,8 +11,8 @@ import pytest
 from restkv_local import ChatSession, Llama
 from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
 from restkv_local.config import Config
-from restkv_local.errors import BusyError, ConfigError, InputError
-from tests.completions.conftest import TINY
+from restkv_local.errors import BusyError, ConfigError, InputError, RestKVError
+from tests.completions.conftest import TINY, text_of
 
 pytestmark = pytest.mark.native
 
@@ -248,3 +248,36 @@ def test_what_scripts_import_from_llama_cpp_finds_our_library():
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=100
     )
     assert done.stdout == " yes\n", done.stderr
+
+
+def test_stop_strings_may_come_from_an_iterator(llm):
+    whole = text_of(llm("the code", temperature=0.0, max_tokens=12))
+    stop = whole[4:6]
+    expected = text_of(llm("the code", temperature=0.0, max_tokens=12, stop=stop))
+    assert expected == whole[: whole.index(stop)]
+    given = iter([stop])
+    assert text_of(llm("the code", temperature=0.0, max_tokens=12, stop=given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda llm: llm("the code", stop=3), "stop must be a string or a list"),
+        (
+            lambda llm: llm.create_chat_completion(
+                [{"role": "user", "content": [{"type": "text"}]}]
+            ),
+            "one has no text",
+        ),
+        (
+            lambda llm: llm.create_chat_completion(
+                [{"role": "user", "content": "a"}], response_format="json_object"
+            ),
+            "response_format must have the type",
+        ),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_in_one_line(llm, call, message):
+    with pytest.raises(RestKVError, match=message) as error:
+        call(llm)
+    assert "\n" not in str(error.value)

@@ -212,3 +212,32 @@ def test_what_cannot_be_saved_or_loaded_is_said(open_llama, llm, tokens):
     windows(tokens(50), max_tokens=1)
     with pytest.raises(RestKVError, match="window"):
         windows.save_state()
+
+
+def test_a_state_that_is_put_back_is_read_by_its_own_question(open_llama, tokens):
+    """The prompt is in the cache already, so nothing is read that would name the guide."""
+    llm = open_llama(TINY)
+    prompt, other = tokens(80), tokens(90, seed=5)
+    options = {"max_tokens": 40, "temperature": 0.0}
+    llm(prompt, max_tokens=1)
+    state = llm.save_state()
+    guide = list(llm.engine.guide)
+    expected = text_of(llm(prompt, **options))
+    llm(other, max_tokens=1)
+    assert llm.engine.guide != guide
+    llm.load_state(state)
+    assert text_of(llm(prompt, **options)) == expected
+    assert llm.engine.guide == guide
+
+
+def test_a_state_that_does_not_fit_leaves_the_answer_as_it_was(open_llama, tokens):
+    """The cache is made anew for it, and then anew for what it held."""
+    llm, other = (open_llama(one, budget="90%") for one in (TINY, builders.llama(n_layer=3)))
+    prompt = tokens(60)
+    expected = text_of(llm(prompt, max_tokens=12, temperature=0.0))
+    llm.reset()
+    llm(prompt, max_tokens=1)
+    other(tokens(600), max_tokens=1)
+    with pytest.raises(RestKVError, match="another model"):
+        llm.load_state(other.save_state())
+    assert text_of(llm(prompt, max_tokens=12, temperature=0.0)) == expected

@@ -181,3 +181,25 @@ def test_no_seen_word_is_lost_moved_or_doubled(nodes):
     document = parse_document(page.encode(), "a.html")
     assert re.findall(r"word\d+|start|end", document.text) == seen
     assert_places(document)
+
+
+@pytest.mark.parametrize("inner", ["form", "span", "div"])
+def test_a_row_within_a_cell_loses_nothing(inner):
+    page = f"<table><tr><td>one<{inner}><tr><td>two</{inner}></td></tr></table><p>three"
+    assert re.findall(r"one|two|three", text_of(page)) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("label", "codec", "text"),
+    [
+        ("gb2312", "gb18030", "朱镕基"),
+        ("shift_jis", "cp932", "①髙"),
+        ("x-sjis", "cp932", "日本"),
+        ("euc-kr", "cp949", "똠"),
+        ("iso-8859-9", "cp1254", "“ş”"),
+        ("windows-874", "cp874", "ไทย"),
+    ],
+)
+def test_a_page_holds_what_browsers_read_under_its_label(label, codec, text):
+    data = f'<meta charset="{label}"><p>'.encode() + text.encode(codec)
+    assert parse_document(data, "a.html").text == text

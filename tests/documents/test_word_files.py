@@ -242,3 +242,32 @@ def test_a_bomb_is_refused_before_it_fills_the_memory():
     bomb = make_zip({"word/document.xml": b"<a>" + b" " * (129 * 2**20) + b"</a>"})
     assert len(bomb) < 2**20
     assert "expands beyond 128 MiB" in refusal(bomb, "a.docx")
+
+
+CITE = '<w:r><w:footnoteReference w:id="{}"/></w:r>'.format
+
+
+def with_notes(body, *notes):
+    """A document with footnotes 1, 2, ... of raw blocks."""
+    parts = (f'<w:footnote w:id="{i}">{note}</w:footnote>' for i, note in enumerate(notes, start=1))
+    part = f"<w:footnotes {W}>{''.join(parts)}</w:footnotes>"
+    return parse_document(add_part(build(body), "footnotes", part), "a.docx").text
+
+
+def test_notes_that_cite_each_other_are_written_once():
+    body = f"<w:p>{r('boats')}{CITE(1)}</w:p>"
+    notes = (f"<w:p>{r('see')}{CITE(2)}</w:p>", f"<w:p>{r('or')}{CITE(1)}{CITE(2)}</w:p>")
+    assert with_notes(body, *notes) == "boats[1]\n\n[1] see[2]\n\n[2] or[1][2]"
+
+
+def test_cells_of_a_table_in_a_note_stay_apart():
+    cells = "".join(f"<w:tc>{p(text)}</w:tc>" for text in ("12", "34"))
+    body = f"<w:p>{r('boats')}{CITE(1)}</w:p>"
+    note = f"{p('counted')}<w:tbl><w:tr>{cells}</w:tr></w:tbl>{p('twice')}"
+    assert with_notes(body, note) == "boats[1]\n\n[1] counted 12 | 34 twice"
+
+
+def test_a_list_is_no_deeper_than_word_has_levels():
+    document = read(item("deep", level=999999999), numbering=LEGAL)
+    assert len(document.text) < 100
+    assert document.text.endswith("deep")

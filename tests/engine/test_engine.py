@@ -402,3 +402,12 @@ def test_the_memory_check_knows_what_scoring_takes(open_llama):
     llama.engine.open(100, 16, 0)
     found = llama.native.allocated()["scoring"]
     assert scoring_bytes(llama.shape, 2016) == pytest.approx(found, rel=0.02)
+
+
+def test_a_guide_of_ones_own_is_read_whole_or_refused(open_llama):
+    words = "long guide words " * 20
+    with pytest.raises(
+        ConfigError, match=r"guide has \d+ tokens and n_guide=16 is how many are read"
+    ):
+        open_llama(builders.llama(), guide=words)
+    assert open_llama(builders.llama(), guide="words", n_guide=16).engine.config.guide == "words"

@@ -84,10 +84,16 @@ def test_two_items_of_one_name_in_a_file_are_both_known(path):
 
 
 def test_other_conditions_are_refused_by_name(path):
-    write(path)
+    write(path, make_record())
     text = refused(path, CONDITIONS | {"python": "3.12.0"})
     assert "was begun with python='3.11.7', this run has python='3.12.0'" in text
     assert text.endswith("name another log")
+
+
+def test_a_log_that_holds_nothing_yet_takes_other_conditions(path):
+    write(path)
+    EvalLog(path, CONDITIONS | {"haystack": "book"}, {}).add(make_record())
+    assert read_log(path).conditions["haystack"] == "book"
 
 
 @pytest.mark.parametrize(

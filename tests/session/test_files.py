@@ -390,3 +390,20 @@ def test_every_part_of_a_split_model_counts(tmp_path):
     paths[1].unlink()
     with pytest.raises(RestKVError, match="is missing"):
         fingerprint_model(paths[0])
+
+
+def test_a_path_that_is_too_long_is_named(tmp_path):
+    path = tmp_path / ("x" * 300)
+    for act in (lambda: read_session(path), lambda: write_session(path, saved())):
+        with pytest.raises(SessionFileError, match="too long"):
+            act()
+    with pytest.raises(ConfigError, match="fewer beyond ASCII"):
+        session_path("\u6f22" * 100)
+
+
+def test_a_small_file_takes_no_memory_of_its_choice(tmp_path):
+    path = tmp_path / "bomb.restkv"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("meta.json", b" " * 50_000_000 + b"{}")
+    with pytest.raises(SessionFileError, match="its parts are compressed"):
+        read_meta(path, "session")

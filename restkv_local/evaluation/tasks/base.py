@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -123,7 +124,7 @@ class Request:
         if self.data is None:
             raise InputError(f"{task} reads local data: give the folder that holds {path}, {holds}")
         file = self.data / path
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise InputError(f"{task} found no {file}; put it there: {holds}")
         return file
 

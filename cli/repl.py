@@ -160,7 +160,7 @@ class Repl:
             try:
                 text = self._reader.read()
                 was_interrupted = False
-                self.handle(text)
+                self._outlive_disk(text)
             except EOFError:
                 return 0
             except KeyboardInterrupt:
@@ -171,8 +171,12 @@ class Repl:
                 print_note("use Ctrl-D or /exit to leave; Ctrl-C again leaves too", style="dim")
             except RestKVError as error:
                 print_error(str(error))
-            except OSError as error:  # the conversation outlives a disk
-                print_error(f"{error.filename or 'the system'}: {error.strerror or error}")
+
+    def _outlive_disk(self, text: str) -> None:
+        try:
+            self.handle(text)
+        except OSError as error:
+            print_error(f"{error.filename or 'the system'}: {error.strerror or error}")
 
     def handle(self, text: str) -> None:
         """Run a command or send a message.

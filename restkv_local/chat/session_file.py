@@ -33,7 +33,7 @@ FIXED: Final = (
 # Every system takes these in a file name, and none of them is a path.
 _NAME: Final = re.compile(r"\w[\w .+-]{0,99}")
 _NAME_BYTES: Final = (
-    200  # file systems take 255, and a part that is being written has a longer name
+    200  # of the 255 that file systems take; a part being written has a longer name
 )
 
 

@@ -404,9 +404,8 @@ class Completer:
         best = np.argsort(-logprobs, kind="stable")[:n_top].tolist()
         # Where tokens share a text it stands for the likeliest of them, or for the one that was drawn.
         top = {self._show(one): float(logprobs[one]) for one in (*best[::-1], token)}
-        top = dict(
-            sorted(top.items(), key=lambda item: -item[1])
-        )  # the likeliest first, as others have it
+        # The likeliest first, as others have it.
+        top = dict(sorted(top.items(), key=lambda item: -item[1]))
         return _TokenLogprob(self._show(token), start, float(logprobs[token]), top)
 
     def _show(self, token: int) -> str:
@@ -457,9 +456,8 @@ class Completer:
         """Put a snapshot in place; if this cache cannot take it, what it held is there again."""
         engine, before = self._engine, self._known()
         if before is not None:
-            before = before.copy(
-                before.counters
-            )  # logits are the cache's own, and it may be made anew
+            # Its logits are the cache's own, which may be made anew.
+            before = before.copy(before.counters)
         if tracked_kinds(snapshot) != engine.tracks:
             raise ConfigError(
                 "this state was saved under another policy, which keeps other figures of every row:"

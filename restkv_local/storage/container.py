@@ -116,11 +116,7 @@ def _read(
     try:
         # Before the zip reader looks: it would seek about in a device or a pipe.
         is_file = stat.S_ISREG(path.stat().st_mode)
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        ValueError,
-    ):  # ValueError: a path with a zero character
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero character
         raise _not_there(shown, "does not exist") from None
     except OSError as error:
         raise SessionFileError(f"cannot read {shown}: {error.strerror or error}") from error

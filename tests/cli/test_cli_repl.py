@@ -1,5 +1,6 @@
 """The conversation: commands never reach the model, Ctrl-C and Ctrl-D do what is said."""
 
+import errno
 import signal
 import sys
 import time
@@ -375,3 +376,14 @@ def test_pty_answers_alone_go_to_a_file(terminal, tmp_path):
     prompted(child).send("\x04")
     assert ended(child) == 0
     assert out.read_text(encoding="utf-8") == "heard: why?\n"
+
+
+def test_a_conversation_outlives_a_disk(session, capsys, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+
+    monkeypatch.setattr(session, "send", fail)
+    assert talk("first", "/undo " + "9" * 5000, session=session) == 0
+    err = capsys.readouterr().err
+    assert "error: /tmp/x: No space left on device" in err
+    assert err.count("error: ") == 2

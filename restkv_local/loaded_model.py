@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +13,9 @@ from restkv_local.config import Config
 from restkv_local.engine import Engine, EvictionEvent
 from restkv_local.model.demo import resolve_model
 from restkv_local.model.model_file import check_supported, read_model
-from restkv_local.native import NativeContext
+from restkv_local.native import NativeContext, library_stamp
 from restkv_local.storage.fingerprint import fingerprint_model
+from restkv_local.storage.reading_cache import reading_key
 from restkv_local.turn_taking import TurnTaking
 from restkv_local.types import Tracked
 from restkv_local.version import __version__
@@ -84,6 +85,18 @@ class LoadedModel:
     def fingerprint(self) -> str:
         """Identity of the model's file."""
         return fingerprint_model(self.shape.path)
+
+    def reading_key(self, tokens: Sequence[int], guide: Sequence[int]) -> str:
+        """Return what the reading of a text, by the engine as it is open now, is kept under."""
+        return reading_key(
+            fingerprint=self.fingerprint,
+            library=library_stamp(),
+            config=self.engine.config,
+            tracks=self.engine.tracks,
+            made=self.engine.made,
+            tokens=tokens,
+            guide=guide,
+        )
 
     def set_seed(self, seed: int) -> None:
         """Start the draws anew with this seed; -1: a random one."""

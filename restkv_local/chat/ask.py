@@ -23,8 +23,7 @@ from restkv_local.documents import Document, parse_document, read_document
 from restkv_local.engine import Engine, Progress
 from restkv_local.errors import BusyError, ConfigError, InputError, NativeError
 from restkv_local.loaded_model import LoadedModel
-from restkv_local.native import library_stamp
-from restkv_local.storage.reading_cache import Reading, ReadingCache, reading_key
+from restkv_local.storage.reading_cache import Reading, ReadingCache
 from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
 from restkv_local.types import F32, F64
@@ -321,15 +320,7 @@ class DocumentReader:
         start = time.perf_counter()
         key, kept = None, None
         if self._readings is not None:
-            key = reading_key(
-                fingerprint=self._llama.fingerprint,
-                library=library_stamp(),
-                config=config,
-                tracks=engine.tracks,
-                made=engine.made,
-                tokens=tokens,
-                guide=[*guide, int(self.mode == "ingest")],
-            )
+            key = self._llama.reading_key(tokens, [*guide, int(self.mode == "ingest")])
             kept = self._readings.load(key)
         if kept is not None:
             engine.restore(kept.snapshot)

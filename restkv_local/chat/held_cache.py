@@ -79,9 +79,8 @@ class HeldCache:
         """Put a cache in place that stands for ``text``; False if the open one cannot take it."""
         if tracked_kinds(snapshot) != self.engine.tracks:
             return False
-        self.engine.open(
-            *self.opened
-        )  # somebody else may have freed it, or opened it by rules of theirs
+        # Somebody else may have freed it, or opened it by rules of theirs.
+        self.engine.open(*self.opened)
 
         def restore() -> None:
             self.engine.restore(snapshot)

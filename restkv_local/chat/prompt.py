@@ -13,8 +13,7 @@ from restkv_local.chat.turn import Turn
 from restkv_local.engine import Snapshot
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.model.model_file import kv_bytes_per_token
-from restkv_local.native import library_stamp
-from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
+from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache
 from restkv_local.types import F32
 
 BY_SNAPSHOT = "by snapshot"
@@ -207,16 +206,7 @@ class PromptBuilder:
         """Return what the reading of a first prompt is kept under, None if it is not kept."""
         if self._readings is None or len(tokens) < MIN_TOKENS:
             return None
-        engine = self._llama.engine
-        return reading_key(
-            fingerprint=self._llama.fingerprint,
-            library=library_stamp(),
-            config=engine.config,
-            tracks=engine.tracks,
-            made=engine.made,
-            tokens=tokens,
-            guide=guide,
-        )
+        return self._llama.reading_key(tokens, guide)
 
     def _find_reading(self, key: str, rendered: str) -> F32 | None:
         """Put a kept reading in place; return the logits of its last token, None without one."""

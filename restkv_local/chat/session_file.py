@@ -32,9 +32,8 @@ FIXED: Final = (
 
 # Every system takes these in a file name, and none of them is a path.
 _NAME: Final = re.compile(r"\w[\w .+-]{0,99}")
-_NAME_BYTES: Final = (
-    200  # of the 255 that file systems take; a part being written has a longer name
-)
+# Of the 255 that file systems take: a part being written has a longer name.
+_NAME_BYTES: Final = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

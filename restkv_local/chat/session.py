@@ -466,7 +466,7 @@ class ChatSession:
     def _start(self, request: Request, on_progress: OnProgress | None) -> Iterator[str]:
         # What cannot be read is refused now, not with the first piece: nothing is given up for it.
         content = request.turn.content
-        self._llama.native.check_text(content)
+        self._llama.native.encode(content)
         reply = self._reply(request, content, on_progress)
         return in_turn(self._llama.turns, reply)
 

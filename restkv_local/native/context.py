@@ -41,23 +41,6 @@ class LayerInfo:
     head_dim_v: int
 
 
-def encode_text(text: str) -> bytes:
-    """Return a text as llama.cpp takes it.
-
-    Raises
-    ------
-    InputError
-        If it holds a lone surrogate, as a byte becomes that was no UTF-8.
-    """
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text holds what is no character at place {error.start + 1}"
-            f" ({text[error.start]!r}): give it as UTF-8"
-        ) from error
-
-
 class _Closed:
     """Stands for the libraries once the model is gone."""
 
@@ -261,11 +244,9 @@ class NativeContext:
         Raises
         ------
         InputError
-            If it holds a lone surrogate, or so much comes without a break that llama.cpp would run out of stack
-            and end the process.
+            If :meth:`encode` refuses it.
         """
-        self.check_text(text)
-        data = text.encode()
+        data = self.encode(text)
 
         def take(n_slots: int) -> tuple[int, Any]:
             tokens = (self._llama.llama_token * n_slots)()
@@ -281,9 +262,22 @@ class NativeContext:
             raise NativeError(f"llama_tokenize failed ({n}) on a text of {len(data)} bytes")
         return list(tokens[:n])
 
-    def check_text(self, text: str) -> None:
-        """Refuse a text that :meth:`tokenize` cannot take, as it does."""
-        encode_text(text)
+    def encode(self, text: str) -> bytes:
+        """Return a text as llama.cpp takes it.
+
+        Raises
+        ------
+        InputError
+            If it holds a lone surrogate, as a byte becomes that was no UTF-8, or so much comes without a break
+            that llama.cpp would run out of stack and end the process.
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text holds what is no character at place {error.start + 1}"
+                f" ({text[error.start]!r}): give it as UTF-8"
+            ) from error
         longest = self._worker.stack_bytes // _STACK_PER_CHARACTER
         if len(text) > longest:
             run = max(len(match.group()) for match in _RUN.finditer(text))
@@ -292,6 +286,7 @@ class NativeContext:
                     f"the text has {run} characters in a row without a break, llama.cpp has stack for"
                     f" {longest}: put a space or a line break between words"
                 )
+        return data
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes of one token; they may end inside a UTF-8 character.

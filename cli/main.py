@@ -83,6 +83,8 @@ def run(command: typer.Typer, name: str, args: Sequence[str] | None = None) -> N
             command(args=args, prog_name=name)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:  # before the command's own handling, or after it
+        raise SystemExit(130) from None
     except RestKVError as error:
         print_error(str(error))
         raise SystemExit(1) from None

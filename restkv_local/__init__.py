@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from restkv_local.version import __version__
-
 if TYPE_CHECKING:
     from restkv_local.chat.session import ChatSession
     from restkv_local.config import Config
     from restkv_local.errors import RestKVError
     from restkv_local.llama import Llama
+    from restkv_local.version import __version__
 
 __all__ = ["ChatSession", "Config", "Llama", "RestKVError", "__version__"]
 
@@ -19,6 +18,7 @@ _HOMES = {
     "Config": "config",
     "Llama": "llama",
     "RestKVError": "errors",
+    "__version__": "version",
 }
 
 

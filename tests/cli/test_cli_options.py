@@ -1,6 +1,7 @@
 """Options: llama.cpp's spellings, Config's defaults, exit code 2 for what cannot be parsed."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -147,6 +148,50 @@ def test_help_imports_neither_numpy_nor_llama_cpp(args):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage" in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no SIGINT to one process")
+@pytest.mark.parametrize("command", ["restkv", "restkv_chat"])
+def test_ctrl_c_during_the_imports_is_130_without_a_traceback(command, tmp_path):
+    # Stands in for Typer, the first of the heavy imports; even an import that calls it another error.
+    (tmp_path / "typer.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except BaseException:\n"
+        "    raise ImportError('half of it')\n"
+    )
+    code = f"from restkv_local.cli.entry import {command}; {command}()"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_before_the_command_begins_is_130(monkeypatch):
+    def stopped(app):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("typer.main.get_command", stopped)
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 130
+
+
+def test_ctrl_c_stays_ignored_where_it_was():
+    code = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from restkv_local.cli.entry import restkv\n"
+        "sys.argv = ['restkv', '--version']\n"
+        "try:\n"
+        "    restkv()\n"
+        "except SystemExit as end:\n"
+        "    sys.exit(end.code or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_names_every_command(run_cli):

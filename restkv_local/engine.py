@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,18 +15,16 @@ import psutil
 
 from restkv_local.allocators.base import Allocator, Demand
 from restkv_local.allocators.registry import make_allocator
-from restkv_local.config import Config, check_budget, parse_budget, resolve_budget
+from restkv_local.cache_size import check_memory, size_cache, size_segments
+from restkv_local.config import Config
+from restkv_local.device_factors import DeviceFactors
 from restkv_local.errors import ConfigError, NativeError, RestKVError
 from restkv_local.model.model_file import (
-    ROW_PAD,
     ModelShape,
     kv_bytes_per_token,
     pad_rows,
-    scoring_bytes,
     supported_positions,
-    swa_cache_bytes,
 )
-from restkv_local.model.output_factors import fold_v_rotation, load_output_factors
 from restkv_local.native import NativeContext
 from restkv_local.observe import (
     QueryMoments,
@@ -41,12 +39,17 @@ from restkv_local.policies.base import Policy, observes_attention
 from restkv_local.policies.registry import make_policy
 from restkv_local.repetition import REQUEST, Repetition
 from restkv_local.row_table import RowSnapshot, RowTable
-from restkv_local.types import F32, F64, Bool, EvictionPlan, Observation, Tracked
+from restkv_local.types import (
+    F32,
+    F64,
+    Bool,
+    EvictionPlan,
+    Observation,
+    ObservationRequest,
+    Tracked,
+)
 
 T = TypeVar("T")
-
-# A segment may grow to this many times the average at the others' expense.
-_GROWTH = 4
 
 # Fewer tokens are not worth a chunk of their own: what every chunk costs once would weigh more than an eviction saved.
 _MIN_CHUNK = 128
@@ -147,8 +150,7 @@ class Engine:
         self.budget = 0
         self.n_pinned = 0
         self.counters = Counters()
-        self._factors: dict[int, F32] = {}
-        self._loaded: bool | None = None  # project of the output factors on the device
+        self._factors = DeviceFactors(native, shape, on_host=config.scoring == "numpy")
         self._kinds: frozenset[Tracked] = frozenset({self.policy.track, *also_track}) - {"none"}
         self.rows = RowTable(0, 0, 0)
         self._moments = QueryMoments()
@@ -254,7 +256,7 @@ class Engine:
         if not self.is_open or self.capacity != n_rows:
             self._make_cache(n_rows)
         self.budget, self.n_pinned = budget, n_pinned
-        self._load_factors(self.policy)
+        self._factors.load(self._sample_request(self.policy))
 
     def check(self, n_prompt: int, n_predict: int, n_pinned: int) -> tuple[int, int]:
         """Return the budget and the rows that :meth:`open` would give a prompt; nothing changes.
@@ -264,41 +266,38 @@ class Engine:
         ConfigError
             If the budget does not hold what must stay, or the machine does not hold the cache.
         """
-        config = self.config
-        n_reserve = config.n_ubatch + self._n_probe
-        spec = parse_budget(config.budget)
-        budget = resolve_budget(spec, self._row_bytes, n_reserve, n_prompt, ROW_PAD)
-        n_rows = budget + n_reserve
-        n_answer = config.n_predict if n_predict < 0 else n_predict
-        whole = n_prompt + n_answer + 1 + self.n_repeat
-        if not self.policy.evicts:
-            n_rows = max(whole, n_rows)
-        else:
-            check_budget(
-                budget,
-                n_sink=config.n_sink,
-                n_recent=config.n_recent,
-                n_pinned=max(0, n_pinned - config.n_sink),
-            )
-            if config.prefill == "full":
-                n_rows = max(whole, n_rows)
-        n_rows = pad_rows(n_rows)
+        budget, n_rows = size_cache(
+            self.config,
+            self.shape,
+            n_prompt,
+            self.config.n_predict if n_predict < 0 else n_predict,
+            n_pinned,
+            evicts=self.policy.evicts,
+            n_probe=self._n_probe,
+            n_repeat=self.n_repeat,
+        )
         if not self.is_open or self.capacity != n_rows:
-            self._check_memory(n_rows)
+            # The cache that this one replaces goes first.
+            n_freed = sum(self.native.allocated().values()) if self.native.capacity > 0 else 0
+            check_memory(
+                self.config,
+                self.shape,
+                n_rows,
+                n_ring=self._n_ring,
+                n_freed=n_freed,
+                evicts=self.policy.evicts,
+            )
         return budget, n_rows
 
-    @property
-    def _row_bytes(self) -> int:
-        return kv_bytes_per_token(self.shape, self.config.type_k, self.config.type_v)
+    def _sample_request(self, policy: Policy) -> ObservationRequest | None:
+        """Return what a policy asks for at an eviction, however many rows there will be."""
+        return policy.request(self.config.n_obs, 0, 1)
 
     def _make_cache(self, n_rows: int) -> None:
         config = self.config
         self.rows = RowTable(0, 0, 0)  # until all is there: Ctrl-C may come at any moment
-        self._loaded = None
-        n_slots = n_rows
-        if not self._allocator.equal:
-            # What is read whole evicts from equal segments: none can outgrow the prompt.
-            n_slots = n_rows + ROW_PAD if config.prefill == "full" else _GROWTH * n_rows
+        self._factors.forget()
+        n_slots = size_segments(config, n_rows, equal=self._allocator.equal)
         self.native.open(
             n_rows,
             n_slots=None if n_slots == n_rows else n_slots,
@@ -311,54 +310,6 @@ class Engine:
         self.clear()
         layers = self.native.layers
         self.rows = RowTable(len(layers), layers[0].n_head_kv, n_slots, self._kinds)
-
-    def _check_memory(self, n_rows: int) -> None:
-        need = (
-            n_rows * self._row_bytes
-            + scoring_bytes(self.shape, self._n_ring)
-            + swa_cache_bytes(
-                self.shape, self.config.n_ubatch, self.config.type_k, self.config.type_v
-            )
-        )
-        free = psutil.virtual_memory().available
-        if self.native.capacity > 0:  # the cache that this one replaces goes first
-            free += sum(self.native.allocated().values())
-        # On a GPU the backend refuses by itself; on a CPU the system would kill the process.
-        if self.config.n_gpu_layers == 0 and need > free:
-            # What is read whole takes its rows however low the budget is.
-            whole = self.config.prefill == "full" or not self.policy.evicts
-            lower = (
-                "read it with prefill='bounded'" if whole else f"lower budget={self.config.budget}"
-            )
-            raise ConfigError(
-                f"{n_rows} rows need {need / 2**30:.1f} GiB for K, V and scoring but {free / 2**30:.1f} GiB are free; "
-                f"{lower} or quantise the cache (type_k, type_v = q8_0)"
-            )
-
-    def _load_factors(self, policy: Policy) -> None:
-        """Have the output factors that a policy wants on the device; what Ctrl-C stops begins anew next time."""
-        request = policy.request(self.config.n_obs, 0, 1)
-        if request is None or (request.distance == "none" and not request.value_norm):
-            return
-        if self._loaded == request.project:
-            return
-        self._loaded = None
-        if request.project:
-            source: Iterator[tuple[int, F32]] = load_output_factors(self.shape)
-        else:
-            identity = np.eye(self.native.layers[0].head_dim_v, dtype=np.float32)
-            source = (
-                (layer.il, np.broadcast_to(identity, (layer.n_head, *identity.shape)))
-                for layer in self.native.layers
-            )
-        for i, (il, factors) in enumerate(source):
-            assert il == self.native.layers[i].il
-            if self.native.v_rotated and request.project:
-                factors = fold_v_rotation(factors)
-            self.native.set_factors(i, factors)
-            if self.config.scoring == "numpy":
-                self._factors[i] = factors
-        self._loaded = request.project
 
     def clear(self) -> None:
         """Forget the sequence and its guide; the memory stays."""
@@ -423,7 +374,7 @@ class Engine:
                 " equal ones; name it before the first token is read"
             )
         if self.is_open:
-            self._load_factors(chosen)
+            self._factors.load(self._sample_request(chosen))
         self.policy, self._allocator = chosen, allocator
         if budget is not None:
             self.budget = budget
@@ -760,7 +711,7 @@ class Engine:
         moments = self._moments if policy.track == "queries" else None
         if request is None:
             return observe_nothing(positions, event, tracked)
-        self._load_factors(policy)
+        self._factors.load(request)
         if request.reductions:
             extra = [name for name in self._allocator.reductions if name not in request.reductions]
             request = replace(request, reductions=(*request.reductions, *extra))

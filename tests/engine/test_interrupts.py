@@ -8,8 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from restkv_local import ChatSession
-from restkv_local import engine as engine_module
+from restkv_local import ChatSession, device_factors
 from restkv_local.errors import InputError
 from restkv_local.native.worker import Worker
 from tests import builders
@@ -154,7 +153,7 @@ def test_output_factors_that_ctrl_c_cut_short_are_loaded_again(
     policy = "restkv" if where == "open" else "snapkv"
     llama = open_llama(MODEL, policy=policy, scoring=scoring)
     calm = open_llama(MODEL, policy="restkv", scoring=scoring)
-    load = engine_module.load_output_factors
+    load = device_factors.load_output_factors
 
     def stopped(shape):
         yield next(load(shape))
@@ -163,7 +162,7 @@ def test_output_factors_that_ctrl_c_cut_short_are_loaded_again(
     engine = llama.engine
     if where == "use":
         engine.open(600, 16, 0)
-    monkeypatch.setattr(engine_module, "load_output_factors", stopped)
+    monkeypatch.setattr(device_factors, "load_output_factors", stopped)
     with pytest.raises(KeyboardInterrupt):
         engine.open(600, 16, 0) if where == "open" else engine.use(policy="restkv")
     monkeypatch.undo()

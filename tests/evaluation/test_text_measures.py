@@ -91,14 +91,12 @@ def test_without_a_full_cache_the_perplexity_is_there_and_the_rest_is_told(
     tiny, evaluate, text, monkeypatch
 ):
     """A text that memory does not hold whole."""
-    check = Engine._check_memory
 
-    def refuse(self, n_rows):
+    def refuse(config, shape, n_rows, **others):
         if n_rows > 300:
             raise ConfigError("too many rows")
-        check(self, n_rows)
 
-    monkeypatch.setattr(Engine, "_check_memory", refuse)
+    monkeypatch.setattr("restkv_local.engine.check_memory", refuse)
     cells = grid(budgets="64", prefills="bounded")
     result = evaluate(tiny(), "ppl", cells=cells, haystack=text, lengths=[300], n=2, n_scored=4)
     assert result.lines == ["ppl at 300 tokens, full: nothing to compare with: too many rows"]

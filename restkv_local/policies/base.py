@@ -130,9 +130,9 @@ def reduce_groups(values: F32 | F64, n_head_kv: int, group: Group = "mean") -> F
     -------
     ndarray of shape (n_head_kv, ...), float64
     """
-    grouped = values.astype(np.float64).reshape(n_head_kv, -1, *values.shape[1:])
-    reduced: F64 = grouped.mean(axis=1) if group == "mean" else grouped.max(axis=1)
-    return reduced
+    grouped = values.reshape(n_head_kv, -1, *values.shape[1:])
+    reduced = grouped.mean(axis=1, dtype=np.float64) if group == "mean" else grouped.max(axis=1)
+    return np.asarray(reduced, np.float64)
 
 
 def to_scores(values: F64) -> F32:

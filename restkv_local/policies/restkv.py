@@ -152,14 +152,18 @@ class RestKV(Policy):
             assert observation.indicator is not None, "score() got less than request() asked for"
             return observation.indicator
         assert observation.distance is not None, "score() got less than request() asked for"
-        attention = observation.attention[self.reduction].astype(np.float64)
-        distance = observation.distance.astype(np.float64)
+        # float32 as long as it can hold them: half the time, and no order that means anything changes.
+        attention = observation.attention[self.reduction]
+        distance = observation.distance
         rest = 1.0 - attention
-        odds = attention / np.maximum(rest, REST_MIN)
-        indicator: F64 = odds * distance**self.tau
+        odds = attention / np.maximum(rest, np.float32(REST_MIN))
+        power = distance if self.tau == 1.0 else distance.astype(np.float64) ** self.tau
+        indicator: F64 = np.multiply(odds, power, dtype=np.float64)
         taken = rest < REST_MIN
         if taken.any():
-            bound = distance_without(attention, distance, taken)
+            bound = distance_without(
+                attention.astype(np.float64), distance.astype(np.float64), taken
+            )
             indicator = np.where(taken, bound**self.tau, indicator)
         return indicator
 

@@ -92,22 +92,25 @@ class RestKVPlus(Policy):
         )
         moved = reduce_groups(_moved(observation), observation.n_head_kv)
         worth = pooled * moved**self.tau
+        if self.floor == 0.0:
+            return to_scores(worth)
         usual = _past_mean(moved, observation)
         change = np.divide(moved, usual, out=np.zeros_like(moved), where=usual > 0)
         return to_scores(np.maximum(worth, self.floor * _past_mean(worth, observation) * change))
 
 
-def _moved(observation: Observation) -> F64:
+def _moved(observation: Observation) -> F32:
     """Distance of each value to its head's output without it: (n_head, n_kv)."""
     assert observation.distance is not None, "score() got less than request() asked for"
-    attention = observation.attention["mean"].astype(np.float64)
-    distance = observation.distance.astype(np.float64)
-    rest = 1.0 - attention
+    rest = 1.0 - observation.attention["mean"]
     taken = rest < REST_MIN
-    moved = np.where(taken, 0.0, distance / np.maximum(rest, REST_MIN))
-    # With all the attention a value equals the output in every digit. What is left without it
-    # is some mean of the others: nothing lies further from it than the furthest of them does now.
-    return np.where(taken, moved.max(axis=-1, keepdims=True), moved)
+    moved: F32 = observation.distance / np.maximum(rest, np.float32(REST_MIN))
+    if taken.any():
+        # With all the attention a value equals the output in every digit. What is left without it
+        # is some mean of the others: nothing lies further from it than the furthest of them does now.
+        moved[taken] = 0.0
+        moved = np.where(taken, moved.max(axis=-1, keepdims=True), moved)
+    return moved
 
 
 def _past_mean(values: F64, observation: Observation) -> F64:

@@ -156,6 +156,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "talk": lambda: talk.table(read("talk")),
     "bench-choice": bench_choice,
     "bench": lambda: bench().to_markdown(with_profile=True),
+    "bench-score": lambda: bench("bench-score").to_markdown(),
+    "bench-avx512": lambda: bench("bench-avx512").to_markdown(with_profile=True),
     "bench-allocations": lambda: bench("bench-allocations").to_markdown(),
     "ruler-choice": ruler_choice,
     "ruler": lambda: write_report([read_log(RESULTS / "ruler.jsonl")]),

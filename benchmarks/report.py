@@ -174,7 +174,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ruler": lambda: write_report([read_log(RESULTS / "ruler.jsonl")]),
     "ruler-packed": lambda: write_report([read_log(RESULTS / "ruler-packed.jsonl")]),
     "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
-    "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
+    "ingest": lambda: ingest.table(RESULTS / "ingest-spread.jsonl"),
     "ranking-choice": ranking_choice,
     "ranking": lambda: ranking.tables(read("ranking")),
     "ranking-variants": lambda: ranking.tables(read("ranking-variants")),

@@ -297,7 +297,7 @@ def evaluate(
         shared = {name: value for name, value in settings.items() if name not in _MACHINE}
         shared |= {
             "template": has_template,
-            "haystack": None if haystack is None else str(haystack),
+            "haystack": None if haystack is None else haystack.name,
         }
         conditions = collect_conditions(llama.shape, shared)
         kept = EvalLog(log, conditions, describe_run(_as_json(ctx.params)))
@@ -406,9 +406,9 @@ def show_progress() -> Iterator[tuple[Callable[[EvalProgress], None], Callable[[
 
 
 def _as_json(params: dict[str, Any]) -> dict[str, Any]:
-    """Return a command line's values, paths as text."""
+    """Return a command line's values; of paths the last part, for logs are passed on."""
     return {
-        name: str(value) if isinstance(value, Path) else value
+        name: Path(value).name if isinstance(value, Path) or name == "model" else value
         for name, value in params.items()
         if name != "tables"
     }

@@ -52,6 +52,18 @@ def test_a_table_shows_the_grid_and_the_log_keeps_it(evaluate, tmp_path):
 
 
 @pytest.mark.native
+def test_a_log_names_files_and_no_folders(evaluate, tmp_path):
+    text = tmp_path / "story.txt"
+    text.write_text("The keeper lights the lamp at seven. " * 400)
+    log = tmp_path / "eval.jsonl"
+    result = evaluate("--task", "niah", "--haystack", str(text), "--log", str(log))
+    assert result.code == 0
+    assert str(tmp_path) not in log.read_text()
+    arguments = json.loads(log.read_text().splitlines()[1])["run"]["arguments"]
+    assert (arguments["haystack"], arguments["log"]) == ("story.txt", "eval.jsonl")
+
+
+@pytest.mark.native
 def test_the_same_command_measures_nothing_and_prints_the_same(evaluate, tmp_path):
     args = ("--task", "niah", "--task", "reconstruction", "--policy", "restkv", "--log", "a.jsonl")
     first = evaluate(*args)

@@ -163,6 +163,7 @@ def kvpress_long(n_tokens: int) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "needle": lambda: needle.table(read("needle")),
+    "needle-pace": lambda: needle.table(read("needle-pace")),
     "needle-text-first": lambda: needle.table(read("needle-text-first")),
     "talk": lambda: talk.table(read("talk")),
     "bench-choice": bench_choice,

@@ -18,11 +18,13 @@ def restkv_chat() -> None:
 
 
 def _import_main() -> ModuleType:
-    before = signal.getsignal(signal.SIGINT)
-    # Not an exception: half of an import would turn it into another error. Under nohup it stays ignored.
-    if before is signal.default_int_handler:
+    # Under nohup it stays ignored.
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if raises:
+        # Not an exception: half of an import would turn it into another error.
         signal.signal(signal.SIGINT, lambda signum, frame: os._exit(130))
     from restkv_local.cli import main
 
-    signal.signal(signal.SIGINT, before)
+    if raises:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return main

@@ -61,7 +61,7 @@ def size_cache(
             n_pinned=max(0, n_pinned - config.n_sink),
         )
     n_rows = budget + n_reserve
-    if reads_whole(config, evicts=evicts):
+    if _reads_whole(config, evicts=evicts):
         n_rows = max(n_prompt + n_answer + 1 + n_repeat, n_rows)
     return budget, pad_rows(n_rows)
 
@@ -99,7 +99,7 @@ def check_memory(
     free = psutil.virtual_memory().available + n_freed
     if config.n_gpu_layers == 0 and need > free:
         # What is read whole takes its rows however low the budget is.
-        whole = reads_whole(config, evicts=evicts)
+        whole = _reads_whole(config, evicts=evicts)
         lower = "read it with prefill='bounded'" if whole else f"lower budget={config.budget}"
         raise ConfigError(
             f"{n_rows} rows need {need / 2**30:.1f} GiB for K, V and scoring but {free / 2**30:.1f} GiB are free; "
@@ -107,6 +107,6 @@ def check_memory(
         )
 
 
-def reads_whole(config: Config, *, evicts: bool) -> bool:
+def _reads_whole(config: Config, *, evicts: bool) -> bool:
     """Whether a prompt is in the cache as a whole at some moment."""
     return config.prefill == "full" or not evicts

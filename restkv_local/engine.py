@@ -253,7 +253,7 @@ class Engine:
             If the budget does not hold what must stay, or the machine does not hold the cache.
         """
         budget, n_rows = self.check(n_prompt, n_predict, n_pinned)
-        if not self.is_open or self.capacity != n_rows:
+        if not self._fits(n_rows):
             self._make_cache(n_rows)
         self.budget, self.n_pinned = budget, n_pinned
         self._factors.load(self._sample_request(self.policy))
@@ -276,7 +276,7 @@ class Engine:
             n_probe=self._n_probe,
             n_repeat=self.n_repeat,
         )
-        if not self.is_open or self.capacity != n_rows:
+        if not self._fits(n_rows):
             # The cache that this one replaces goes first.
             n_freed = sum(self.native.allocated().values()) if self.native.capacity > 0 else 0
             check_memory(
@@ -288,6 +288,10 @@ class Engine:
                 evicts=self.policy.evicts,
             )
         return budget, n_rows
+
+    def _fits(self, n_rows: int) -> bool:
+        """Whether the open cache is what a prompt wants."""
+        return self.is_open and self.capacity == n_rows
 
     def _sample_request(self, policy: Policy) -> ObservationRequest | None:
         """Return what a policy asks for at an eviction, however many rows there will be."""

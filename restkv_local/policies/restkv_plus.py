@@ -99,12 +99,14 @@ class RestKVPlus(Policy):
         return to_scores(np.maximum(worth, self.floor * _past_mean(worth, observation) * change))
 
 
-def _moved(observation: Observation) -> F32:
+def _moved(observation: Observation) -> F64:
     """Distance of each value to its head's output without it: (n_head, n_kv)."""
     assert observation.distance is not None, "score() got less than request() asked for"
     rest = 1.0 - observation.attention["mean"]
     taken = rest < REST_MIN
-    moved: F32 = observation.distance / np.maximum(rest, np.float32(REST_MIN))
+    moved: F64 = np.divide(
+        observation.distance, np.maximum(rest, np.float32(REST_MIN)), dtype=np.float64
+    )
     if taken.any():
         # With all the attention a value equals the output in every digit. What is left without it
         # is some mean of the others: nothing lies further from it than the furthest of them does now.

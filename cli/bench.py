@@ -73,9 +73,9 @@ def bench(
         list[str] | None,
         typer.Option(
             "--reference",
-            metavar="full|q8_0|shift|none",
-            help="The whole cache in f16 or q8_0, or context shift with the rows of each budget;"
-            " repeatable, all three by default.",
+            metavar="full|q8_0|shift|tiles|none",
+            help="llama.cpp's whole cache in f16 or q8_0, or its context shift with the rows of each"
+            " budget: these three by default. tiles: the whole cache with our attention. Repeatable.",
             rich_help_panel=COLUMNS,
         ),
     ] = None,

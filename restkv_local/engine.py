@@ -492,7 +492,7 @@ class Engine:
         if self._n_untracked + n > self._n_ring:
             self._track()
         try:
-            self.native.decode(tokens)
+            self.native.decode(tokens, probe=probe)
             self.native.finish(lambda: self._count(tokens, probe=probe))
         except KeyboardInterrupt:
             # It may have come between the two.

@@ -6,8 +6,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 namespace {
 
@@ -19,6 +22,15 @@ uint32_t bucket_of(ggml_backend_buffer_type_t buft) {
 
 // Views start and end at whole blocks, so they may reach past the first and the last segment of a pool.
 constexpr int64_t margin = 256;
+
+// RESTKV_TILES=0: attention as llama.cpp computes it, to compare with.
+restkv_tiles tiles_of(bool probe) {
+    static const bool off = [] {
+        const char * env = std::getenv("RESTKV_TILES");
+        return env && std::strcmp(env, "0") == 0;
+    }();
+    return off ? RESTKV_TILES_UPSTREAM : probe ? RESTKV_TILES_ANY : RESTKV_TILES_EQUAL;
+}
 
 } // namespace
 
@@ -44,13 +56,18 @@ llama_restkv_pool::llama_restkv_pool(
     n_slots(n_slots), n_rows(armed.n_rows ? std::min(armed.n_rows, n_slots) : n_slots), n_ring(armed.n_ring), slot_end(n_rows),
     type_k(type_k), type_v(type_v),
     softcap(hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f),
-    hparams(hparams), ring_slot(n_ring, 0) {
+    hparams(hparams), tiles(tiles_of(false)), ring_slot(n_ring, 0) {
 }
 
 uint32_t llama_restkv_pool::n_nodes_extra() const {
     // scoring on another device than the CPU asks the scheduler for 12 nodes a query, of one layer at least
     const bool elsewhere = std::any_of(layers.begin(), layers.end(), [](const auto & layer) { return !ggml_backend_buft_is_host(layer.buft); });
     return (ragged() ? 24*(n_cols + layers.size()) : 0) + (elsewhere ? 12*n_ring + 100 : 0);
+}
+
+bool llama_restkv_pool::set_probe(bool probe) {
+    const restkv_tiles next = tiles_of(probe);
+    return std::exchange(tiles, next) != next;
 }
 
 void llama_restkv_pool::add_layer(uint32_t il, ggml_backend_buffer_type_t buft) {
@@ -402,6 +419,7 @@ ggml_tensor * llama_restkv_pool::attend(
     }
 
     ggml_tensor * cur = ggml_flash_attn_ext(ctx, q, rows(layer.pool_k), rows(layer.pool_v), kq_mask, kq_scale, hparams.f_max_alibi_bias, softcap);
+    restkv_ask_for_tiles(cur, tiles);
     g.res->add_fused_node({LLM_FUSED_OP_FLASH_ATTN, cur, (int) layer.il});
     ggml_flash_attn_ext_add_sinks(cur, sinks);
     ggml_prec_set_acc(cur, GGML_PREC_F32);

@@ -6,6 +6,7 @@
 #include "llama-graph.h"
 
 #include "ggml-cpp.h"
+#include "ggml-restkv.h"
 
 #include <map>
 #include <utility>
@@ -82,6 +83,9 @@ public:
     ggml_tensor * build_attn(const llm_graph_context & g, ggml_tensor * q, ggml_tensor * kq_mask, ggml_tensor * sinks,
                              float kq_scale, int il);
 
+    // whether the next graphs read a probe; returns whether graphs built before are none for it
+    bool set_probe(bool probe);
+
     // the layout for segments of n_keep rows (layer-major, n_cols of them): rows that are not taken are shared out evenly
     std::vector<llama_restkv_segments> layout(const int32_t * n_keep) const;
 
@@ -143,6 +147,8 @@ private:
 
     std::map<int32_t, size_t> index; // model layer -> layers[]
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
+
+    restkv_tiles tiles; // asked of attention on a CPU
 
     ggml_tensor * cur_idxs = nullptr; // index input of the graph being built
 

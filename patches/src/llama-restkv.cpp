@@ -323,6 +323,16 @@ int32_t llama_restkv_clear(llama_context * ctx) {
     });
 }
 
+int32_t llama_restkv_set_probe(llama_context * ctx, bool probe) {
+    return guarded([&]() -> int32_t {
+        if (cache_checked(ctx).get_restkv()->set_probe(probe)) {
+            ctx->synchronize();
+            ctx->restkv_reset_graphs();
+        }
+        return LLAMA_RESTKV_OK;
+    });
+}
+
 int32_t llama_restkv_set_factors(llama_context * ctx, int32_t i, const float * factors) {
     return guarded([&]() -> int32_t {
         auto * cur = layer_checked(*cache_checked(ctx).get_restkv(), i).factors;

@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 // raised whenever a signature or a meaning below changes; the Python package refuses another number
-#define LLAMA_RESTKV_ABI 2
+#define LLAMA_RESTKV_ABI 3
 
 enum llama_restkv_status {
     LLAMA_RESTKV_OK          =  0,
@@ -75,6 +75,10 @@ LLAMA_API void    llama_restkv_disarm(void);
 
 // 0 if ctx has a pool whose layers can be evicted, else why not. Sets the abort hook. Call once after creation.
 LLAMA_API int32_t llama_restkv_attach(struct llama_context * ctx);
+
+// Whether what llama_decode reads from now on is a probe, which is dropped again: nobody compares it with another llama.cpp,
+// and attention on a CPU takes the fast way for fewer than 64 tokens too, with float32 sums where upstream has halves.
+LLAMA_API int32_t llama_restkv_set_probe(struct llama_context * ctx, bool probe);
 
 // Stops llama_decode (status 2) and llama_restkv_score within one graph node. Any thread may call it.
 LLAMA_API void llama_restkv_abort(struct llama_context * ctx, bool abort);

@@ -27,11 +27,14 @@ class Cache:
     shifts : bool
         Whether it forgets as llama.cpp's context shift does: when no row is left for the next token, read or
         written, the older half of what follows the first ``n_sink`` goes, and the rest is renumbered.
+    upstream : bool
+        Whether attention is computed as llama.cpp does, not in tiles of our own: what a user of llama.cpp has.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     shifts: bool = False
+    upstream: bool = False
 
 
 def choose_caches(
@@ -46,8 +49,9 @@ def choose_caches(
 
     Parameters
     ----------
-    references : sequence of {"full", "q8_0", "shift", "none"}
-        The whole cache in f16 and in q8_0; llama.cpp's context shift with the rows of each budget.
+    references : sequence of {"full", "q8_0", "shift", "tiles", "none"}
+        llama.cpp's whole cache in f16 and in q8_0, and its context shift with the rows of each budget; the whole
+        cache in f16 with our own attention.
     policies, allocations : sequence of str
         Names in the registries.
     budgets : sequence of int or str
@@ -72,14 +76,17 @@ def choose_caches(
     bounded = options | stored
     caches = []
     if "full" in references:
-        caches.append(Cache("full", options | _WHOLE))
+        caches.append(Cache("full", options | _WHOLE, upstream=True))
     if "q8_0" in references:
-        caches.append(Cache("full q8_0", options | _WHOLE | {"type_k": "q8_0", "type_v": "q8_0"}))
+        kinds_of_rows = {"type_k": "q8_0", "type_v": "q8_0"}
+        caches.append(Cache("full q8_0", options | _WHOLE | kinds_of_rows, upstream=True))
+    if "tiles" in references:
+        caches.append(Cache("full tiles", options | _WHOLE))
     if "shift" in references:
         # The policy that keeps first and newest tokens; the bench gives it the half to keep.
         shift = bounded | {"policy": "streamingllm"}
         caches += [
-            Cache(f"shift {budget}{kinds}", shift | {"budget": budget}, shifts=True)
+            Cache(f"shift {budget}{kinds}", shift | {"budget": budget}, shifts=True, upstream=True)
             for budget in budgets
         ]
     for policy in policies:
@@ -110,10 +117,8 @@ def _check_names(
 ) -> None:
     """Refuse what could not be measured, before anything is."""
     for name in references:
-        if name not in (*REFERENCES, "none"):
-            raise ConfigError(
-                f"reference must be one of {', '.join(REFERENCES)}, none; got {name!r}"
-            )
+        if name not in (known := (*REFERENCES, "tiles", "none")):
+            raise ConfigError(f"reference must be one of {', '.join(known)}; got {name!r}")
     for name in policies:
         if not make_policy(name).evicts:
             raise ConfigError(f"policy={name!r} evicts nothing: ask for it as a reference instead")

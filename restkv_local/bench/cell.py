@@ -30,6 +30,8 @@ class Cell:
         Fields of Config; ``guide`` says by which question rows are chosen, "auto" by one of our own.
     shifts : bool
         Whether the cache forgets by context shift, see :class:`~restkv_local.bench.caches.Cache`.
+    upstream : bool
+        Whether attention is llama.cpp's, see there; :func:`~restkv_local.bench.process.run_cell` sees to it.
     depth : int
         Tokens read before.
     n_prompt, n_gen : int
@@ -40,6 +42,7 @@ class Cell:
     options: Mapping[str, Any]
     depth: int
     shifts: bool = False
+    upstream: bool = False
     n_prompt: int = N_PROMPT
     n_gen: int = N_GEN
 

@@ -43,6 +43,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     job = json.dumps({**asdict(cell), "options": dict(cell.options)})
     # Python 3.11 and later: a folder named as we are, here, is not us.
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    if cell.upstream:
+        environment["RESTKV_TILES"] = "0"
     with (
         tempfile.TemporaryFile("w+", errors="replace") as complaints,
         subprocess.Popen(

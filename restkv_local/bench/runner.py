@@ -93,6 +93,7 @@ def run_bench(
                 model=plan.model,
                 options=cache.options,
                 shifts=cache.shifts,
+                upstream=cache.upstream,
                 depth=depth,
                 n_prompt=plan.n_prompt,
                 n_gen=plan.n_gen,

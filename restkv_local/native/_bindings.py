@@ -68,6 +68,8 @@ class Bindings:
         self.disarm = self._void("disarm")
         # int32_t llama_restkv_attach(struct llama_context * ctx);
         self.attach = self._checked("attach", ctx)
+        # int32_t llama_restkv_set_probe(struct llama_context * ctx, bool probe);
+        self.set_probe = self._checked("set_probe", ctx, C.c_bool)
         # void llama_restkv_abort(struct llama_context * ctx, bool abort);
         self.abort = self._void("abort", ctx, C.c_bool)
         # int32_t llama_restkv_n_layer(const struct llama_context * ctx);

@@ -13,7 +13,7 @@ from typing import Any
 
 from restkv_local.errors import AbiMismatchError, LibraryNotFoundError
 
-ABI = 2  # LLAMA_RESTKV_ABI of patches/src/llama-restkv.h
+ABI = 3  # LLAMA_RESTKV_ABI of patches/src/llama-restkv.h
 
 _HOW_TO_BUILD = "build it with `make setup` or `pip install .`, or name one in RESTKV_LIBRARY"
 

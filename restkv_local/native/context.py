@@ -332,8 +332,10 @@ class NativeContext:
 
     # Decoding
 
-    def decode(self, tokens: Sequence[int]) -> None:
+    def decode(self, tokens: Sequence[int], *, probe: bool = False) -> None:
         """Read tokens after the newest row; logits of the last one are ready afterwards.
+
+        A probe, which the caller removes again, is read faster: what comes out need not be llama.cpp's to the bit.
 
         Raises
         ------
@@ -349,6 +351,7 @@ class NativeContext:
         array = (self._llama.llama_token * len(tokens))(*tokens)
         batch = self._llama.llama_batch_get_one(array, len(tokens))
         used = self.used
+        self._restkv.set_probe(self._ctx, probe)
         try:
             status = self._run(lambda: self._llama.llama_decode(self._opened, batch))
         except KeyboardInterrupt:

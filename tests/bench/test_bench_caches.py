@@ -34,6 +34,14 @@ def test_context_shift_has_a_column_for_each_budget():
     assert {cache.options["policy"] for cache in shifts} == {"streamingllm"}
 
 
+def test_references_attend_as_llama_cpp_does_but_for_the_one_that_asks_otherwise():
+    caches = choose_caches(references=["full", "q8_0", "shift", "tiles"], budgets=[256])
+    assert [(cache.name, cache.upstream) for cache in caches] == [
+        ("full", True), ("full q8_0", True), ("full tiles", False), ("shift 256", True),
+        ("restkv 256", False),
+    ]  # fmt: skip
+
+
 def test_a_name_asked_for_twice_is_one_column():
     assert names(references=["full", "full"], budgets=[256, 256]) == ["full", "restkv 256"]
 
@@ -51,7 +59,10 @@ def test_quantised_rows_are_for_the_bounded_columns_and_say_so():
 @pytest.mark.parametrize(
     ("choice", "text"),
     [
-        ({"references": ["half"]}, "reference must be one of full, q8_0, shift, none; got 'half'"),
+        (
+            {"references": ["half"]},
+            "reference must be one of full, q8_0, shift, tiles, none; got 'half'",
+        ),
         ({"policies": ["nonsense"]}, "policy must be one of restkv, "),
         ({"policies": ["full"]}, "policy='full' evicts nothing"),
         ({"allocations": ["nonsense"]}, "allocation must be one of uniform, "),

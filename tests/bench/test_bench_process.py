@@ -49,6 +49,14 @@ def test_what_is_refused_comes_back_as_one_line(cell):
     assert run_cell(replace(cell(), model="none.gguf"))["error"].startswith("no model at none.gguf")
 
 
+def test_only_a_column_of_llama_cpps_attends_as_llama_cpp_does(cell, monkeypatch):
+    code = "import os, json; print(json.dumps({'result': {'tiles': os.getenv('RESTKV_TILES')}}))"
+    monkeypatch.setattr(process, "_COMMAND", child_of(code))
+    monkeypatch.delenv("RESTKV_TILES", raising=False)
+    assert run_cell(replace(cell(), upstream=True))["result"]["tiles"] == "0"
+    assert run_cell(cell())["result"]["tiles"] is None
+
+
 @pytest.mark.parametrize(
     ("code", "text"),
     [

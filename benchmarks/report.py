@@ -120,14 +120,9 @@ def scores(name: str) -> tuple[Record, ...]:
     return tuple(read_log(RESULTS / f"{name}.jsonl").records)
 
 
-def ruler() -> list[Record]:
-    """Return the scores of RULER at all lengths."""
-    return [*scores("ruler"), *scores("ruler-packed")]
-
-
 def ruler_choice() -> str:
     """Means of RULER's thirteen tasks: a line for each policy and budget, a column for each length."""
-    sections = split_sections(ruler())
+    sections = split_sections(scores("ruler"))
     # By place alone all heads keep the same rows, however they share them.
     cells = dict.fromkeys(
         cell
@@ -173,7 +168,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-allocations": lambda: bench("bench-allocations").to_markdown(),
     "ruler-choice": ruler_choice,
     "ruler": lambda: write_report([read_log(RESULTS / "ruler.jsonl")]),
-    "ruler-packed": lambda: write_report([read_log(RESULTS / "ruler-packed.jsonl")]),
     "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
     "ingest": lambda: ingest.table(RESULTS / "ingest-spread.jsonl"),
     "ranking-choice": ranking_choice,
@@ -189,7 +183,7 @@ PICTURES: dict[str, Callable[[Path], Any]] = {
     "needle.png": lambda path: needle.draw(long_needles(), path),
     "side-by-side.png": lambda path: side_by_side.draw(*kvpress(), path),
     "bench.png": lambda path: draw_bench(bench(), path),
-    "quality": lambda folder: draw_records([*ruler(), *scores("text")], folder),
+    "quality": lambda folder: draw_records([*scores("ruler"), *scores("text")], folder),
 }
 
 

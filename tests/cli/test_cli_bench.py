@@ -210,7 +210,10 @@ def test_the_demo_model_can_be_measured(run_cli):
         (["none.gguf", "--policy", "nonsense"], "policy must be one of restkv, "),
         (["none.gguf", "--policy", "full"], "policy='full' evicts nothing"),
         (["none.gguf", "--allocation", "nonsense"], "allocation must be one of uniform, "),
-        (["none.gguf", "--reference", "half"], "reference must be one of full, q8_0, shift, none"),
+        (
+            ["none.gguf", "--reference", "half"],
+            "reference must be one of full, q8_0, shift, tiles, none",
+        ),
         (["none.gguf", "--budget", "many"], "budget='many'"),
         (["none.gguf", "-ub", "0"], "n_ubatch must be at least 1"),
         (["none.gguf", "--png", "."], "is a directory"),

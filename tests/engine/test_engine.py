@@ -137,7 +137,12 @@ def test_an_answer_begins_with_the_budgets_rows_and_the_texts_logits(
     n_decoded = []
     decode = llama.native.decode
     monkeypatch.setattr(engine, "_evict_read", note_and_cut)
-    monkeypatch.setattr(llama.native, "decode", lambda t: (n_decoded.append(len(t)), decode(t)))
+
+    def note_and_decode(tokens, *, probe):
+        n_decoded.append(len(tokens))
+        decode(tokens, probe=probe)
+
+    monkeypatch.setattr(llama.native, "decode", note_and_decode)
     read(llama, text, guide=guide)
     ((n_before, used, expected),) = before
     assert engine.counters.events == n_before + 1

@@ -52,6 +52,41 @@ RESTKV_INLINE void store(const vec<n_lane> & x, float * to) {
     std::memcpy(to, &x, sizeof(x));
 }
 
+// Halves as floats, to the bit: a half's exponent and fraction read as a float's are too small by 2^112, subnormal or not.
+RESTKV_INLINE void widen(const uint16_t * GGML_RESTRICT from, float * GGML_RESTRICT to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        const uint32_t small = uint32_t(from[i] & 0x7FFF) << 13;
+        float size;
+        std::memcpy(&size, &small, sizeof(size));
+        size *= 0x1p112f;
+        uint32_t bits;
+        std::memcpy(&bits, &size, sizeof(bits));
+        bits |= (0u - (small >= 0x0F800000)) & 0x7F800000; // infinite, or not a number; no branch, so that vectors serve
+        bits |= uint32_t(from[i] & 0x8000) << 16;
+        std::memcpy(to + i, &bits, sizeof(bits));
+    }
+}
+
+struct gather {
+    template <int64_t n_lane>
+    static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
+        const ggml_tensor * rows = dst->src[0];
+        const int32_t     * idxs = (const int32_t *) dst->src[1]->data;
+        GGML_UNUSED(userdata);
+
+        const int64_t head_dim = dst->ne[0];
+        for (int64_t i = dst->ne[1]*ith/nth; i < dst->ne[1]*(ith + 1)/nth; ++i) {
+            const char * from = (const char *) rows->data + idxs[i]*rows->nb[1];
+            float * to = (float *) dst->data + i*head_dim;
+            if (rows->type == GGML_TYPE_F32) {
+                std::memcpy(to, from, head_dim*sizeof(float));
+            } else {
+                widen((const uint16_t *) from, to, head_dim);
+            }
+        }
+    }
+};
+
 // Products of short rows: ggml's kernels sum along a row, and with so few values they mostly add up what is left in their
 // registers. Here sixteen columns stand side by side, six rows at a time, and the sums stay in registers (AVX2, AVX-512, NEON).
 constexpr int64_t n_row = 6;
@@ -278,10 +313,10 @@ struct distance {
 const llama_restkv_score_cpu & llama_restkv_score_on_cpu() {
 #ifdef __GNUC__
     static const llama_restkv_score_cpu ops = {
-        restkv_widest<maximum>(), restkv_widest<logits>(), restkv_widest<softmax>(), restkv_widest<distance>(),
+        restkv_widest<gather>(), restkv_widest<maximum>(), restkv_widest<logits>(), restkv_widest<softmax>(), restkv_widest<distance>(),
     };
 #else
-    static const llama_restkv_score_cpu ops = { restkv_widest<maximum>(), nullptr, nullptr, nullptr };
+    static const llama_restkv_score_cpu ops = { nullptr, restkv_widest<maximum>(), nullptr, nullptr, nullptr };
 #endif
     return ops;
 }

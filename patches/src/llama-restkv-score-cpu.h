@@ -2,9 +2,10 @@
 
 #include "ggml.h"
 
-// Scoring's dense operations on a CPU, for ggml_custom_4d, softmax for ggml_custom_inplace. All but the first are null where the
+// Scoring's dense operations on a CPU, for ggml_custom_4d, softmax for ggml_custom_inplace. All but maximum are null where the
 // compiler has no vectors: ggml's serve.
 struct llama_restkv_score_cpu {
+    ggml_custom_op_t gather;   // rows [head_dim, n_rows] F16 or F32, idxs [n] -> F32 [head_dim, n]: ggml_get_rows is one thread's
     ggml_custom_op_t maximum;  // attn [n_used, n_window, n_head] -> [n_used, 1, n_head]
     ggml_custom_op_t logits;   // k [head_dim, n_used, n_head_kv], q [head_dim, n_window, n_head] -> [n_used, n_window, n_head]
     ggml_custom_op_t softmax;  // kq [n_used, n_window, n_head] in place, mask [n_used, n_window, n_head or 1], userdata: the scale

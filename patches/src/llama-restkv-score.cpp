@@ -34,13 +34,20 @@ struct layer_rows {
     ggml_tensor * fair; // F32 [1, n_window, n_head or 1]: rows that each query sees
 };
 
-// F32 [head_dim, n_used, n_head_kv]
-ggml_tensor * gather(ggml_context * ctx, ggml_tensor * pool, const layer_rows & rows, const window & win) {
-    return ggml_reshape_3d(ctx, ggml_get_rows(ctx, pool, rows.idxs), pool->ne[0], win.n_used, rows.layer->n_head_kv);
-}
-
 bool on_host(const llama_restkv_layer & layer) {
     return ggml_backend_buft_is_host(layer.buft);
+}
+
+// F32 [head_dim, n_used, n_head_kv]
+ggml_tensor * gather(ggml_context * ctx, ggml_tensor * pool, const layer_rows & rows, const window & win) {
+    ggml_tensor * res = nullptr;
+    if (const auto op = llama_restkv_score_on_cpu().gather; op && on_host(*rows.layer) && (pool->type == GGML_TYPE_F16 || pool->type == GGML_TYPE_F32)) {
+        ggml_tensor * srcs[] = { pool, rows.idxs };
+        res = ggml_custom_4d(ctx, GGML_TYPE_F32, pool->ne[0], rows.idxs->ne[0], 1, 1, srcs, 2, op, GGML_N_TASKS_MAX, nullptr);
+    } else {
+        res = ggml_get_rows(ctx, pool, rows.idxs);
+    }
+    return ggml_reshape_3d(ctx, res, pool->ne[0], win.n_used, rows.layer->n_head_kv);
 }
 
 // sum over dimension 1: a [m, k, n_head or n_head_kv], b [n, k, n_head] -> [m, n, n_head]

@@ -1,4 +1,5 @@
-// Prints how far scoring's operations of each vector width are from those of width 1, relative to 1 + |value|.
+// Prints how far scoring's operations of each vector width are from those of width 1, relative to 1 + |value|. Fails where some
+// half is not the float it should be.
 
 #include "llama-restkv-score-cpu.cpp"
 
@@ -84,6 +85,32 @@ std::vector<float> results() {
     return all;
 }
 
+// what a half says
+float read_half(uint16_t bits) {
+    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    float size = std::ldexp(exponent ? 1024 + fraction : fraction, std::max(exponent, 1) - 25);
+    if (exponent == 31) {
+        size = fraction ? NAN : INFINITY;
+    }
+    return bits & 0x8000 ? -size : size;
+}
+
+bool widens_all_halves() {
+    std::vector<uint16_t> halves(65536 + 3); // and no whole number of vectors
+    for (size_t i = 0; i < halves.size(); ++i) {
+        halves[i] = uint16_t(i);
+    }
+    std::vector<float> floats(halves.size());
+    widen(halves.data(), floats.data(), floats.size());
+    for (size_t i = 0; i < halves.size(); ++i) {
+        const float expected = read_half(halves[i]);
+        if (std::isnan(expected) ? !std::isnan(floats[i]) : std::memcmp(&expected, &floats[i], sizeof(float)) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 template <int64_t n_lane>
 void compare(const std::vector<float> & expected) {
     const std::vector<float> found = results<n_lane>();
@@ -102,4 +129,5 @@ int main() {
     compare<4>(expected);
     compare<8>(expected);
     compare<16>(expected);
+    return widens_all_halves() ? 0 : 1;
 }

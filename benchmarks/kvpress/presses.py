@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, action="append", help="rows kept; repeatable")
     parser.add_argument("--question", choices=PRESSES, action="append", help="repeatable")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--no-full", action="store_true", help="leave the whole cache out")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -89,7 +90,8 @@ def main() -> None:
             key = {"side": "kvpress", "question": known}
             key |= {name: prompt[name] for name in ("task", "seed")}
             number = prompt["number"]
-            measure(log, number, lambda a=answer: a(None), method="full", share=1.0, **key)
+            if not options.no_full:
+                measure(log, number, lambda a=answer: a(None), method="full", share=1.0, **key)
             for share in options.share or (0.1, 0.25, 0.5):
                 for name, make in presses.items():
                     press = make(1 - share)

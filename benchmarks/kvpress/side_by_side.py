@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> None:
     log = Log(options.folder / "restkv.jsonl")
     for known in options.question or CACHES:
         caches = CACHES[known]
-        cells = [("full", "uniform", 1.0)] if known == "read" else []
+        whole = known == "read" and not options.no_full
+        cells = [("full", "uniform", 1.0)] if whole else []
         cells += [
             (*cache, share) for share in options.share or (0.1, 0.25, 0.5) for cache in caches
         ]
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--share", type=float, action="append", help="rows kept; repeatable")
     parser.add_argument("--question", choices=CACHES, action="append", help="repeatable")
+    parser.add_argument("--no-full", action="store_true", help="leave the whole cache out")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the tables of both logs")
     parser.add_argument("--timed", type=Path, help="the folder that seconds and memory come from")

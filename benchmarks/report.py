@@ -177,6 +177,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kvpress-read": lambda: side_by_side.table(*kvpress(), "read"),
     "kvpress-8000": lambda: kvpress_long(8000),
     "kvpress-16000": lambda: kvpress_long(16000),
+    "kvpress-32000": lambda: kvpress_long(32000),
     "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {

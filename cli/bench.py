@@ -16,7 +16,7 @@ from restkv_local.cli._console import (
     show_status,
 )
 
-from restkv_local.bench import DEPTHS, N_GEN, N_PROMPT, N_REPETITIONS, REFERENCES
+from restkv_local.bench import ALL_REFERENCES, DEPTHS, N_GEN, N_PROMPT, N_REPETITIONS, REFERENCES
 from restkv_local.config import DEFAULTS
 from restkv_local.errors import RestKVError
 
@@ -73,7 +73,7 @@ def bench(
         list[str] | None,
         typer.Option(
             "--reference",
-            metavar="full|q8_0|shift|tiles|none",
+            metavar="|".join(ALL_REFERENCES),
             help="llama.cpp's whole cache in f16 or q8_0, or its context shift with the rows of each"
             " budget: these three by default. tiles: the whole cache with our attention. Repeatable.",
             rich_help_panel=COLUMNS,

@@ -9,4 +9,5 @@ N_PROMPT: Final = 512  # llama-bench's pp512
 N_GEN: Final = 128  # and tg128
 N_REPETITIONS: Final = 3
 DEPTHS: Final = (512, 2048, 8192)
-REFERENCES: Final = ("full", "q8_0", "shift")
+REFERENCES: Final = ("full", "q8_0", "shift")  # by default
+ALL_REFERENCES: Final = (*REFERENCES, "tiles", "none")

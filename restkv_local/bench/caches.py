@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from restkv_local.allocators.registry import make_allocator
-from restkv_local.bench import REFERENCES
+from restkv_local.bench import ALL_REFERENCES, REFERENCES
 from restkv_local.catalogue import list_servable
 from restkv_local.config import DEFAULTS, Config
 from restkv_local.errors import ConfigError
@@ -78,8 +78,7 @@ def choose_caches(
     if "full" in references:
         caches.append(Cache("full", options | _WHOLE, upstream=True))
     if "q8_0" in references:
-        kinds_of_rows = {"type_k": "q8_0", "type_v": "q8_0"}
-        caches.append(Cache("full q8_0", options | _WHOLE | kinds_of_rows, upstream=True))
+        caches.append(Cache("full q8_0", options | _WHOLE | _Q8_0, upstream=True))
     if "tiles" in references:
         caches.append(Cache("full tiles", options | _WHOLE))
     if "shift" in references:
@@ -110,6 +109,7 @@ _WHOLE: Final = {
     "positions": "auto",
     "budget": DEFAULTS.n_sink + DEFAULTS.n_recent + 1,
 }
+_Q8_0: Final = {"type_k": "q8_0", "type_v": "q8_0"}
 
 
 def _check_names(
@@ -117,8 +117,8 @@ def _check_names(
 ) -> None:
     """Refuse what could not be measured, before anything is."""
     for name in references:
-        if name not in (known := (*REFERENCES, "tiles", "none")):
-            raise ConfigError(f"reference must be one of {', '.join(known)}; got {name!r}")
+        if name not in ALL_REFERENCES:
+            raise ConfigError(f"reference must be one of {', '.join(ALL_REFERENCES)}; got {name!r}")
     for name in policies:
         if not make_policy(name).evicts:
             raise ConfigError(f"policy={name!r} evicts nothing: ask for it as a reference instead")

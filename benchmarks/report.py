@@ -34,6 +34,7 @@ from restkv_local.markdown import write_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+RULER = ("ruler-1024", "ruler-2048", "ruler-4096")  # a log for each length
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # README's choice of the ranking: (task, policy, allocation)
@@ -120,9 +121,14 @@ def scores(name: str) -> tuple[Record, ...]:
     return tuple(read_log(RESULTS / f"{name}.jsonl").records)
 
 
+def ruler() -> list[Record]:
+    """Return the scores of RULER at all lengths."""
+    return [record for name in RULER for record in scores(name)]
+
+
 def ruler_choice() -> str:
     """Means of RULER's thirteen tasks: a line for each policy and budget, a column for each length."""
-    sections = split_sections(scores("ruler"))
+    sections = split_sections(ruler())
     # By place alone all heads keep the same rows, however they share them.
     cells = dict.fromkeys(
         cell
@@ -163,11 +169,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "talk": lambda: talk.table(read("talk")),
     "bench-choice": bench_choice,
     "bench": lambda: bench().to_markdown(with_profile=True),
+    "bench-before": lambda: bench("bench-before").to_markdown(),
     "bench-score": lambda: bench("bench-score").to_markdown(),
     "bench-avx512": lambda: bench("bench-avx512").to_markdown(with_profile=True),
     "bench-allocations": lambda: bench("bench-allocations").to_markdown(),
     "ruler-choice": ruler_choice,
-    "ruler": lambda: write_report([read_log(RESULTS / "ruler.jsonl")]),
+    "ruler": lambda: write_report([read_log(RESULTS / f"{name}.jsonl") for name in RULER]),
     "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
     "ingest": lambda: ingest.table(RESULTS / "ingest-spread.jsonl"),
     "ranking-choice": ranking_choice,
@@ -184,7 +191,7 @@ PICTURES: dict[str, Callable[[Path], Any]] = {
     "needle.png": lambda path: needle.draw(long_needles(), path),
     "side-by-side.png": lambda path: side_by_side.draw(*kvpress(), path),
     "bench.png": lambda path: draw_bench(bench(), path),
-    "quality": lambda folder: draw_records([*scores("ruler"), *scores("text")], folder),
+    "quality": lambda folder: draw_records([*ruler(), *scores("text")], folder),
 }
 
 

@@ -67,22 +67,30 @@ RESTKV_INLINE void widen(const uint16_t * GGML_RESTRICT from, float * GGML_RESTR
     }
 }
 
-struct gather {
-    template <int64_t n_lane>
-    static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * rows = dst->src[0];
-        const int32_t     * idxs = (const int32_t *) dst->src[1]->data;
-        GGML_UNUSED(userdata);
+// Rows [head_dim, n_rows] of any type, by index, as floats.
+struct reader {
+    const ggml_tensor * rows;
+    const int32_t     * idxs;
+    ggml_to_float_t     to_float = nullptr;
+    std::vector<float>  whole; // a row of blocks
 
-        const int64_t head_dim = dst->ne[0];
-        for (int64_t i = dst->ne[1]*ith/nth; i < dst->ne[1]*(ith + 1)/nth; ++i) {
-            const char * from = (const char *) rows->data + idxs[i]*rows->nb[1];
-            float * to = (float *) dst->data + i*head_dim;
-            if (rows->type == GGML_TYPE_F32) {
-                std::memcpy(to, from, head_dim*sizeof(float));
-            } else {
-                widen((const uint16_t *) from, to, head_dim);
-            }
+    reader(const ggml_tensor * rows, const ggml_tensor * by) : rows(rows), idxs((const int32_t *) by->data) {
+        if (rows->type != GGML_TYPE_F16 && rows->type != GGML_TYPE_F32) {
+            to_float = ggml_get_type_traits(rows->type)->to_float;
+            whole.resize(rows->ne[0]);
+        }
+    }
+
+    // values [first, first + n) of the row at idxs[i]
+    RESTKV_INLINE void read(int64_t i, int64_t first, int64_t n, float * to) {
+        const char * row = (const char *) rows->data + idxs[i]*rows->nb[1];
+        if (rows->type == GGML_TYPE_F16) {
+            widen((const uint16_t *) row + first, to, n);
+        } else if (rows->type == GGML_TYPE_F32) {
+            std::memcpy(to, (const float *) row + first, n*sizeof(float));
+        } else {
+            to_float(row, whole.data(), rows->ne[0]);
+            std::copy(whole.begin() + first, whole.begin() + first + n, to);
         }
     }
 };
@@ -92,51 +100,117 @@ struct gather {
 constexpr int64_t n_row = 6;
 constexpr int64_t n_col = 16;
 
-// the same rows[r][i] with columns[i], i from begin to end
-template <int64_t n_lane>
-RESTKV_INLINE void multiply_tile(const float * const * rows, const float * columns, int64_t begin, int64_t end, vec<n_lane> (&sum)[n_row][n_col/n_lane]) {
-    constexpr int64_t n_vec = n_col/n_lane;
-    for (int64_t r = 0; r < n_row; ++r) {
-        for (int64_t l = 0; l < n_vec; ++l) {
-            sum[r][l] = vec<n_lane>{};
-        }
+// n vectors side by side: members by name, because GCC keeps an array that a loop of its own fills in memory
+template <int64_t n_lane, int64_t n = n_col/n_lane>
+struct line {
+    vec<n_lane> first;
+    line<n_lane, n - 1> others;
+
+    RESTKV_INLINE void clear() {
+        first = vec<n_lane>{};
+        others.clear();
     }
-    for (int64_t i = begin; i < end; ++i) {
-        for (int64_t r = 0; r < n_row; ++r) {
-            for (int64_t l = 0; l < n_vec; ++l) {
-                sum[r][l] += rows[r][i]*load<n_lane>(columns + i*n_col + l*n_lane);
-            }
-        }
+    RESTKV_INLINE void load_from(const float * from) {
+        first = load<n_lane>(from);
+        others.load_from(from + n_lane);
     }
-}
+    RESTKV_INLINE void store_to(float * to) const {
+        store<n_lane>(first, to);
+        others.store_to(to + n_lane);
+    }
+    RESTKV_INLINE void add(float scale, const line & x) {
+        first += scale*x.first;
+        others.add(scale, x.others);
+    }
+    RESTKV_INLINE vec<n_lane> add_squares(vec<n_lane> sum, const line & from) const { // of the difference
+        const vec<n_lane> diff = first - from.first;
+        return others.add_squares(sum + diff*diff, from.others);
+    }
+};
 
 template <int64_t n_lane>
-RESTKV_INLINE void store_tile_row(const vec<n_lane> (&sum)[n_col/n_lane], float * out) {
-    for (int64_t l = 0; l < n_col/n_lane; ++l) {
-        store<n_lane>(sum[l], out + l*n_lane);
+struct line<n_lane, 0> {
+    RESTKV_INLINE void clear() {}
+    RESTKV_INLINE void load_from(const float *) {}
+    RESTKV_INLINE void store_to(float *) const {}
+    RESTKV_INLINE void add(float, const line &) {}
+    RESTKV_INLINE vec<n_lane> add_squares(vec<n_lane> sum, const line &) const { return sum; }
+};
+
+// n rows of sixteen sums
+template <int64_t n_lane, int64_t n = n_row>
+struct tile {
+    line<n_lane> top;
+    tile<n_lane, n - 1> below;
+
+    RESTKV_INLINE void clear() {
+        top.clear();
+        below.clear();
     }
-}
+    RESTKV_INLINE void add(const float * const * rows, int64_t i, const line<n_lane> & x) {
+        top.add(rows[0][i], x);
+        below.add(rows + 1, i, x);
+    }
+    // the same rows[r][i] with columns[i], i from begin to end
+    RESTKV_INLINE void multiply(const float * const * rows, const float * columns, int64_t begin, int64_t end) {
+        clear();
+        for (int64_t i = begin; i < end; ++i) {
+            line<n_lane> x;
+            x.load_from(columns + i*n_col);
+            add(rows, i, x);
+        }
+    }
+    // what there is of them: rows stride apart, the first n_there columns
+    RESTKV_INLINE void store_to(float * to, int64_t stride, int64_t n_rows, int64_t n_there) const {
+        if (n_rows < 1) {
+            return;
+        }
+        if (n_there == n_col) {
+            top.store_to(to);
+        } else {
+            float all[n_col];
+            top.store_to(all);
+            std::copy(all, all + n_there, to);
+        }
+        below.store_to(to + stride, stride, n_rows - 1, n_there);
+    }
+    RESTKV_INLINE void add_squares(float * sums, const line<n_lane> & from) const { // n_lane floats a row
+        store<n_lane>(top.add_squares(load<n_lane>(sums), from), sums);
+        below.add_squares(sums + n_lane, from);
+    }
+};
+
+template <int64_t n_lane>
+struct tile<n_lane, 0> {
+    RESTKV_INLINE void clear() {}
+    RESTKV_INLINE void add(const float * const *, int64_t, const line<n_lane> &) {}
+    RESTKV_INLINE void store_to(float *, int64_t, int64_t, int64_t) const {}
+    RESTKV_INLINE void add_squares(float *, const line<n_lane> &) const {}
+};
 
 struct logits {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * k = dst->src[0];
-        const ggml_tensor * q = dst->src[1];
+        const ggml_tensor * idxs = dst->src[1];
+        const ggml_tensor * q    = dst->src[2];
         GGML_UNUSED(userdata);
 
-        const int64_t head_dim = k->ne[0];
-        const int64_t n_used   = k->ne[1];
-        const int64_t n_tile   = (n_used + n_col - 1)/n_col;
-        const int64_t n_query  = q->ne[1]*q->ne[2]/k->ne[2]; // of the heads that share a KV head
+        reader k(dst->src[0], idxs);
+        const int64_t head_dim  = q->ne[0];
+        const int64_t n_used    = dst->ne[0];
+        const int64_t n_head_kv = idxs->ne[0]/n_used;
+        const int64_t n_tile    = (n_used + n_col - 1)/n_col;
+        const int64_t n_query   = q->ne[1]*q->ne[2]/n_head_kv; // of the heads that share a KV head
 
+        std::vector<float> key(head_dim);
         std::vector<float> columns(head_dim*n_col); // sixteen keys side by side
 
-        for (int64_t task = n_tile*k->ne[2]*ith/nth; task < n_tile*k->ne[2]*(ith + 1)/nth; ++task) {
+        for (int64_t task = n_tile*n_head_kv*ith/nth; task < n_tile*n_head_kv*(ith + 1)/nth; ++task) {
             const int64_t h     = task/n_tile;
             const int64_t first = task%n_tile*n_col;
             const int64_t n     = std::min(n_col, n_used - first);
             for (int64_t j = 0; j < n; ++j) {
-                const float * key = (const float *) k->data + (h*n_used + first + j)*head_dim;
+                k.read(h*n_used + first + j, 0, head_dim, key.data());
                 for (int64_t i = 0; i < head_dim; ++i) {
                     columns[i*n_col + j] = key[i];
                 }
@@ -146,18 +220,9 @@ struct logits {
                 for (int64_t r = 0; r < n_row; ++r) {
                     rows[r] = (const float *) q->data + (h*n_query + std::min(w + r, n_query - 1))*head_dim;
                 }
-                vec<n_lane> sum[n_row][n_col/n_lane];
-                multiply_tile<n_lane>(rows, columns.data(), 0, head_dim, sum);
-                for (int64_t r = 0; r < n_row && w + r < n_query; ++r) {
-                    float * out = (float *) dst->data + (h*n_query + w + r)*n_used + first;
-                    if (n == n_col) {
-                        store_tile_row<n_lane>(sum[r], out);
-                    } else {
-                        float line[n_col];
-                        store_tile_row<n_lane>(sum[r], line);
-                        std::copy(line, line + n, out);
-                    }
-                }
+                tile<n_lane> sums;
+                sums.multiply(rows, columns.data(), 0, head_dim);
+                sums.store_to((float *) dst->data + (h*n_query + w)*n_used + first, n_used, n_query - w, n);
             }
         }
     }
@@ -225,10 +290,47 @@ struct softmax {
     }
 };
 
+// The rows of a KV head weighted by attention: its query heads, all queries, sixteen columns at a time.
+struct outputs {
+    template <int64_t n_lane>
+    static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
+        const ggml_tensor * idxs = dst->src[1];
+        const ggml_tensor * attn = dst->src[2];
+        GGML_UNUSED(userdata);
+
+        reader v(dst->src[0], idxs);
+        const int64_t head_dim  = dst->ne[0];
+        const int64_t n_used    = attn->ne[0];
+        const int64_t n_head_kv = idxs->ne[0]/n_used;
+        const int64_t n_tile    = (head_dim + n_col - 1)/n_col;
+        const int64_t n_query   = attn->ne[1]*attn->ne[2]/n_head_kv;
+
+        std::vector<float> columns(n_used*n_col);
+
+        for (int64_t task = n_tile*n_head_kv*ith/nth; task < n_tile*n_head_kv*(ith + 1)/nth; ++task) {
+            const int64_t h     = task/n_tile;
+            const int64_t first = task%n_tile*n_col;
+            const int64_t n     = std::min(n_col, head_dim - first);
+            for (int64_t j = 0; j < n_used; ++j) {
+                v.read(h*n_used + j, first, n, columns.data() + j*n_col); // what is beyond n counts for nothing
+            }
+            for (int64_t w = 0; w < n_query; w += n_row) {
+                const float * rows[n_row];
+                for (int64_t r = 0; r < n_row; ++r) {
+                    rows[r] = (const float *) attn->data + (h*n_query + std::min(w + r, n_query - 1))*n_used;
+                }
+                tile<n_lane> sums;
+                sums.multiply(rows, columns.data(), 0, n_used);
+                sums.store_to((float *) dst->data + (h*n_query + w)*head_dim + first, head_dim, n_query - w, n);
+            }
+        }
+    }
+};
+
 // Puts the columns of F [head_dim, head_dim] side by side in tiles. Rows of F above begin are 0 in all columns of a tile: F is
 // often triangular.
-void arrange_columns(const float * f, int64_t head_dim, std::vector<float> & columns, std::vector<int64_t> & begin) {
-    std::fill(begin.begin(), begin.end(), head_dim);
+void arrange_columns(const float * f, int64_t head_dim, float * columns, int64_t * begin) {
+    std::fill(begin, begin + (head_dim + n_col - 1)/n_col, head_dim);
     for (int64_t o = 0; o < head_dim; ++o) {
         int64_t top = head_dim;
         for (int64_t i = head_dim - 1; i >= 0; --i) {
@@ -239,66 +341,80 @@ void arrange_columns(const float * f, int64_t head_dim, std::vector<float> & col
     }
 }
 
-// n: a multiple of n_lane
 template <int64_t n_lane>
-RESTKV_INLINE float norm_of_difference(const float * a, const float * b, int64_t n) {
-    vec<n_lane> sums = {};
-    for (int64_t i = 0; i < n; i += n_lane) {
-        const vec<n_lane> diff = load<n_lane>(a + i) - load<n_lane>(b + i);
-        sums += diff*diff;
-    }
+RESTKV_INLINE float sum_lanes(vec<n_lane> sums) {
     for (int64_t half = n_lane/2; half > 0; half /= 2) {
         for (int64_t l = 0; l < half; ++l) {
             sums[l] += sums[l + half];
         }
     }
-    return std::sqrt(sums[0]);
+    return sums[0];
 }
 
 // ||v F - z|| in one pass: the images v F, as large as the cache for each query head of a group, never reach memory.
 struct distance {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * v       = dst->src[0];
-        const ggml_tensor * factors = dst->src[1]; // [head_dim, head_dim*n_gqa, n_head_kv]
-        const ggml_tensor * z       = dst->src[2];
+        const ggml_tensor * idxs    = dst->src[1];
+        const ggml_tensor * factors = dst->src[2]; // [head_dim, head_dim*n_gqa, n_head_kv]
+        const ggml_tensor * z       = dst->src[3];
         GGML_UNUSED(userdata);
 
-        const int64_t head_dim = v->ne[0];
-        const int64_t n_used   = v->ne[1];
-        const int64_t n_z      = dst->ne[1];
-        const int64_t n_head   = dst->ne[2];
-        const int64_t n_gqa    = n_head/v->ne[2];
-        const int64_t n_tile   = (head_dim + n_col - 1)/n_col;
-        const int64_t n_block  = (n_used + n_row - 1)/n_row;
+        reader v(dst->src[0], idxs);
+        const int64_t head_dim  = factors->ne[0];
+        const int64_t n_used    = dst->ne[0];
+        const int64_t n_z       = dst->ne[1];
+        const int64_t n_head_kv = idxs->ne[0]/n_used;
+        const int64_t n_gqa     = dst->ne[2]/n_head_kv;
+        const int64_t n_tile    = (head_dim + n_col - 1)/n_col;
+        const int64_t n_filled  = n_tile*n_col;
+        const int64_t n_some    = 8*n_row; // rows that stay in the first cache for all heads of a group
+        const int64_t n_chunk   = (n_used + n_some - 1)/n_some;
 
-        std::vector<float> columns(n_tile*head_dim*n_col); // the last tile filled up with 0
-        std::vector<int64_t> begin(n_tile);
-        std::vector<float> target(n_tile*n_col);
-        std::vector<float> image(n_row*n_tile*n_col);
+        std::vector<float> columns(n_gqa*head_dim*n_filled); // the last tile of a head filled up with 0
+        std::vector<int64_t> begin(n_gqa*n_tile);
+        std::vector<float> values(n_some*head_dim);
+        std::vector<float> targets(n_z*n_filled);
+        std::vector<float> sums(n_z*n_row*n_lane);
 
-        for (int64_t h = 0; h < n_head; ++h) {
-            arrange_columns((const float *) factors->data + h*head_dim*head_dim, head_dim, columns, begin);
-            for (int64_t block = n_block*ith/nth; block < n_block*(ith + 1)/nth; ++block) {
-                const int64_t first = block*n_row;
-                const float * rows[n_row];
-                for (int64_t r = 0; r < n_row; ++r) {
-                    rows[r] = (const float *) v->data + (h/n_gqa*n_used + std::min(first + r, n_used - 1))*head_dim;
+        for (int64_t task = n_chunk*n_head_kv*ith/nth, arranged = -1; task < n_chunk*n_head_kv*(ith + 1)/nth; ++task) {
+            const int64_t h_kv = task/n_chunk;
+            for (int64_t g = 0; g < n_gqa && arranged != h_kv; ++g) {
+                arrange_columns((const float *) factors->data + (h_kv*n_gqa + g)*head_dim*head_dim, head_dim, columns.data() + g*head_dim*n_filled, begin.data() + g*n_tile);
+            }
+            arranged = h_kv;
+
+            const int64_t first = task%n_chunk*n_some;
+            const int64_t n     = std::min(n_some, n_used - first);
+            for (int64_t j = 0; j < n; ++j) {
+                v.read(h_kv*n_used + first + j, 0, head_dim, values.data() + j*head_dim);
+            }
+            for (int64_t g = 0; g < n_gqa; ++g) {
+                const int64_t h = h_kv*n_gqa + g;
+                for (int64_t w = 0; z && w < n_z; ++w) {
+                    const float * from = (const float *) z->data + (h*n_z + w)*head_dim;
+                    std::copy(from, from + head_dim, targets.begin() + w*n_filled);
                 }
-                for (int64_t t = 0; t < n_tile; ++t) {
-                    vec<n_lane> sum[n_row][n_col/n_lane];
-                    multiply_tile<n_lane>(rows, columns.data() + t*head_dim*n_col, begin[t], head_dim, sum);
+                for (int64_t j = 0; j < n; j += n_row) {
+                    const float * rows[n_row];
                     for (int64_t r = 0; r < n_row; ++r) {
-                        store_tile_row<n_lane>(sum[r], image.data() + (r*n_tile + t)*n_col);
+                        rows[r] = values.data() + std::min(j + r, n - 1)*head_dim;
                     }
-                }
-                for (int64_t w = 0; w < n_z; ++w) {
-                    if (z) {
-                        const float * from = (const float *) z->data + (h*n_z + w)*head_dim;
-                        std::copy(from, from + head_dim, target.begin());
+                    std::fill(sums.begin(), sums.end(), 0.0f);
+                    for (int64_t t = 0; t < n_tile; ++t) {
+                        tile<n_lane> image;
+                        image.multiply(rows, columns.data() + (g*n_tile + t)*head_dim*n_col, begin[g*n_tile + t], head_dim);
+                        for (int64_t w = 0; w < n_z; ++w) {
+                            line<n_lane> target;
+                            target.load_from(targets.data() + w*n_filled + t*n_col);
+                            image.add_squares(sums.data() + w*n_row*n_lane, target);
+                        }
                     }
-                    for (int64_t r = 0; r < n_row && first + r < n_used; ++r) {
-                        ((float *) dst->data)[(h*n_z + w)*n_used + first + r] = norm_of_difference<n_lane>(image.data() + r*n_tile*n_col, target.data(), n_tile*n_col);
+                    for (int64_t w = 0; w < n_z; ++w) {
+                        float * out = (float *) dst->data + (h*n_z + w)*n_used + first + j;
+                        for (int64_t r = 0; r < n_row && j + r < n; ++r) {
+                            out[r] = std::sqrt(sum_lanes<n_lane>(load<n_lane>(sums.data() + (w*n_row + r)*n_lane)));
+                        }
                     }
                 }
             }
@@ -313,10 +429,10 @@ struct distance {
 const llama_restkv_score_cpu & llama_restkv_score_on_cpu() {
 #ifdef __GNUC__
     static const llama_restkv_score_cpu ops = {
-        restkv_widest<gather>(), restkv_widest<maximum>(), restkv_widest<logits>(), restkv_widest<softmax>(), restkv_widest<distance>(),
+        restkv_widest<maximum>(), restkv_widest<logits>(), restkv_widest<softmax>(), restkv_widest<outputs>(), restkv_widest<distance>(),
     };
 #else
-    static const llama_restkv_score_cpu ops = { nullptr, restkv_widest<maximum>(), nullptr, nullptr, nullptr };
+    static const llama_restkv_score_cpu ops = { restkv_widest<maximum>(), nullptr, nullptr, nullptr, nullptr };
 #endif
     return ops;
 }

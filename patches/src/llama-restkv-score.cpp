@@ -22,7 +22,7 @@ struct window {
     ggml_tensor * weights; // F32 [n_weights, n_window, n_head]   the same for each head
     ggml_tensor * mean;    // F32 [1, n_window, n_head]           1/n_window
     ggml_tensor * order;   // F32 [1, n_window]                   1, 2, ... n_window
-    ggml_tensor * past;    // F32 [1, n_used]                     1 before the window, else 0; null: every row counts
+    ggml_tensor * past;    // F32 [n_used]                        1 before the window, else 0; null: every row counts
 };
 
 // the used rows of one layer, absent ones filled with some other row
@@ -40,14 +40,7 @@ bool on_host(const llama_restkv_layer & layer) {
 
 // F32 [head_dim, n_used, n_head_kv]
 ggml_tensor * gather(ggml_context * ctx, ggml_tensor * pool, const layer_rows & rows, const window & win) {
-    ggml_tensor * res = nullptr;
-    if (const auto op = llama_restkv_score_on_cpu().gather; op && on_host(*rows.layer) && (pool->type == GGML_TYPE_F16 || pool->type == GGML_TYPE_F32)) {
-        ggml_tensor * srcs[] = { pool, rows.idxs };
-        res = ggml_custom_4d(ctx, GGML_TYPE_F32, pool->ne[0], rows.idxs->ne[0], 1, 1, srcs, 2, op, GGML_N_TASKS_MAX, nullptr);
-    } else {
-        res = ggml_get_rows(ctx, pool, rows.idxs);
-    }
-    return ggml_reshape_3d(ctx, res, pool->ne[0], win.n_used, rows.layer->n_head_kv);
+    return ggml_reshape_3d(ctx, ggml_get_rows(ctx, pool, rows.idxs), pool->ne[0], win.n_used, rows.layer->n_head_kv);
 }
 
 // sum over dimension 1: a [m, k, n_head or n_head_kv], b [n, k, n_head] -> [m, n, n_head]
@@ -61,13 +54,14 @@ ggml_tensor * contract(ggml_context * ctx, const llama_restkv_layer & layer, ggm
     return ggml_mul_mat(ctx, transpose(ctx, a), transpose(ctx, b));
 }
 
-// k [head_dim, n_used, n_head_kv], q [head_dim, n_window, n_head] -> [n_used, n_window, n_head]
-ggml_tensor * logits(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * k, ggml_tensor * q) {
+// q [head_dim, n_window, n_head] with the keys: [n_used, n_window, n_head]
+ggml_tensor * logits(ggml_context * ctx, const layer_rows & rows, ggml_tensor * q, const window & win) {
+    const auto & layer = *rows.layer;
     if (const auto op = llama_restkv_score_on_cpu().logits; op && on_host(layer)) {
-        ggml_tensor * srcs[] = { k, q };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, k->ne[1], q->ne[1], q->ne[2], 1, srcs, 2, op, GGML_N_TASKS_MAX, nullptr);
+        ggml_tensor * srcs[] = { layer.pool_k, rows.idxs, q };
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, win.n_used, q->ne[1], q->ne[2], 1, srcs, 3, op, GGML_N_TASKS_MAX, nullptr);
     }
-    ggml_tensor * kq = ggml_mul_mat(ctx, k, q);
+    ggml_tensor * kq = ggml_mul_mat(ctx, gather(ctx, layer.pool_k, rows, win), q);
     ggml_prec_set_acc(kq, GGML_PREC_F32);
     return kq;
 }
@@ -90,7 +84,7 @@ ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & poo
     q = ggml_reshape_3d(ctx, q, layer.pool_k->ne[0], layer.n_head, win.n_window);
     q = ggml_cont(ctx, ggml_permute(ctx, q, 0, 2, 1, 3));
 
-    ggml_tensor * kq = logits(ctx, layer, gather(ctx, layer.pool_k, rows, win), q);
+    ggml_tensor * kq = logits(ctx, rows, q, win);
 
     if (pool.softcap == 0.0f) {
         return softmax(ctx, layer, kq, rows.mask, layer.scale);
@@ -116,27 +110,51 @@ ggml_tensor * window_last_use(ggml_context * ctx, const layer_rows & rows, const
     return window_maximum(ctx, *rows.layer, ggml_mul(ctx, ggml_step(ctx, share), win.order));
 }
 
-// attention outputs under the factors: v [head_dim, n_used, n_head_kv], attn [n, n_used, n_head] -> [head_dim, n, n_head]
-ggml_tensor * project_outputs(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * v, ggml_tensor * attn, const window & win) {
-    const int64_t head_dim = v->ne[0];
-    if (win.past) {
-        attn = ggml_mul(ctx, attn, win.past);
+// the values of a layer: where they lie on a CPU with operations of its own, a copy [head_dim, n_used, n_head_kv] elsewhere
+struct layer_values {
+    const layer_rows & rows;
+    const window &     win;
+    ggml_tensor *      copy = nullptr;
+
+    layer_values(ggml_context * ctx, const layer_rows & rows, const window & win) : rows(rows), win(win) {
+        if (!on_host(*rows.layer) || !llama_restkv_score_on_cpu().distance) {
+            copy = gather(ctx, rows.layer->pool_v, rows, win);
+        }
     }
-    ggml_tensor * o = contract(ctx, layer, v, attn);
-    return ggml_mul_mat(ctx, ggml_reshape_3d(ctx, layer.factors, head_dim, head_dim, layer.n_head), o);
+
+    // attn [n_used, n, n_head] -> [head_dim, n, n_head]
+    ggml_tensor * outputs(ggml_context * ctx, ggml_tensor * attn) const {
+        const auto & layer = *rows.layer;
+        if (!copy) {
+            ggml_tensor * srcs[] = { layer.pool_v, rows.idxs, attn };
+            return ggml_custom_4d(ctx, GGML_TYPE_F32, layer.pool_v->ne[0], attn->ne[1], layer.n_head, 1, srcs, 3, llama_restkv_score_on_cpu().outputs, GGML_N_TASKS_MAX, nullptr);
+        }
+        return contract(ctx, layer, copy, transpose(ctx, attn));
+    }
+};
+
+// attention outputs under the factors: attn [n_used, n, n_head] -> [head_dim, n, n_head]
+ggml_tensor * project_outputs(ggml_context * ctx, const layer_values & v, ggml_tensor * attn) {
+    const auto & layer = *v.rows.layer;
+    if (v.win.past) {
+        attn = ggml_mul(ctx, attn, v.win.past);
+    }
+    const int64_t head_dim = layer.factors->ne[0];
+    return ggml_mul_mat(ctx, ggml_reshape_3d(ctx, layer.factors, head_dim, head_dim, layer.n_head), v.outputs(ctx, attn));
 }
 
 // ||v F - z|| by direct difference: expanded squares cancel exactly where a token takes all the attention
 // z [head_dim, n_z, n_head], or null for 0 -> [n_used, n_z, n_head]
-ggml_tensor * distance(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * v, ggml_tensor * z) {
-    const int64_t head_dim = v->ne[0];
-    const int64_t n_used   = v->ne[1];
+ggml_tensor * distance(ggml_context * ctx, const layer_values & v, ggml_tensor * z) {
+    const auto & layer = *v.rows.layer;
+    const int64_t head_dim = layer.factors->ne[0];
+    const int64_t n_used   = v.win.n_used;
     const int64_t n_z      = z ? z->ne[1] : 1;
-    if (const auto op = llama_restkv_score_on_cpu().distance; op && on_host(layer)) {
-        ggml_tensor * srcs[] = { v, layer.factors, z };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 3 : 2, op, GGML_N_TASKS_MAX, nullptr);
+    if (!v.copy) {
+        ggml_tensor * srcs[] = { layer.pool_v, v.rows.idxs, layer.factors, z };
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 4 : 3, llama_restkv_score_on_cpu().distance, GGML_N_TASKS_MAX, nullptr);
     }
-    ggml_tensor * image = ggml_reshape_4d(ctx, ggml_mul_mat(ctx, layer.factors, v), head_dim, layer.n_gqa, n_used, layer.n_head_kv);
+    ggml_tensor * image = ggml_reshape_4d(ctx, ggml_mul_mat(ctx, layer.factors, v.copy), head_dim, layer.n_gqa, n_used, layer.n_head_kv);
     ggml_tensor * res = nullptr;
     for (int64_t w = 0; w < n_z; ++w) {
         ggml_tensor * diff = image;
@@ -153,7 +171,7 @@ ggml_tensor * distance(ggml_context * ctx, const llama_restkv_layer & layer, ggm
 }
 
 // a/(1-a) ||(v_n - o_q) F||^tau of each query: [n_used, n_window, n_head]
-ggml_tensor * indicator(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * v, ggml_tensor * attn, const window & win, float tau) {
+ggml_tensor * indicator(ggml_context * ctx, const layer_values & v, ggml_tensor * attn, float tau) {
     // Below 1 - a = 1e-6 float32 has no digits left: v and o agree in all of them, and the row that is wanted most would
     // rank last. There the mean distance of the other rows bounds how far the output moves without it.
     const float rest_min = 1e-6f;
@@ -166,7 +184,7 @@ ggml_tensor * indicator(ggml_context * ctx, const llama_restkv_layer & layer, gg
     ggml_tensor * free  = ggml_scale_bias(ctx, taken, -1.0f, 1.0f);
     ggml_tensor * other = ggml_mul(ctx, ggml_scale_bias(ctx, attn, 1.0f, 1e-30f), free);
 
-    ggml_tensor * dist  = distance(ctx, layer, v, project_outputs(ctx, layer, v, transpose(ctx, attn), win));
+    ggml_tensor * dist  = distance(ctx, v, project_outputs(ctx, v, attn));
     ggml_tensor * bound = ggml_div(ctx, ggml_sum_rows(ctx, ggml_mul(ctx, dist, other)), ggml_sum_rows(ctx, other));
 
     ggml_tensor * cur = ggml_mul(ctx, ggml_mul(ctx, power(dist), odds), free);
@@ -294,7 +312,7 @@ public:
         win.weights  = next.n_weights > 0 ? run.input(GGML_TYPE_F32, data.weights.data(), next.n_weights, n_window, n_head) : nullptr;
         win.mean     = run.input(GGML_TYPE_F32, data.mean.data(), 1, n_window, n_head);
         win.order    = run.input(GGML_TYPE_F32, data.order.data(), 1, n_window);
-        win.past     = asked(LLAMA_RESTKV_PAST_ONLY) ? run.input(GGML_TYPE_F32, data.past.data(), 1, data.n_used) : nullptr;
+        win.past     = asked(LLAMA_RESTKV_PAST_ONLY) ? run.input(GGML_TYPE_F32, data.past.data(), data.n_used) : nullptr;
     }
 
     void add_layer(const llama_restkv_layer & layer) {
@@ -363,16 +381,15 @@ private:
 
     ggml_tensor * metric(const layer_rows & rows, ggml_tensor * attn, ggml_tensor * reduced) {
         const auto & layer = *rows.layer;
-        ggml_tensor * v = gather(c, layer.pool_v, rows, win);
+        const layer_values v(c, rows, win);
         if (asked(LLAMA_RESTKV_AGGREGATE)) {
-            ggml_tensor * a = ggml_reshape_3d(c, first(reduced), 1, win.n_used, layer.n_head);
-            return distance(c, layer, v, project_outputs(c, layer, v, a, win));
+            return distance(c, v, project_outputs(c, v, first(reduced)));
         }
         if (asked(LLAMA_RESTKV_PER_QUERY)) {
-            ggml_tensor * cur = indicator(c, layer, v, attn, win, next.tau);
+            ggml_tensor * cur = indicator(c, v, attn, next.tau);
             return asked(LLAMA_RESTKV_REDUCE_MAX) ? window_maximum(c, layer, cur) : first(weighted(layer, cur, win.weights));
         }
-        return distance(c, layer, v, nullptr);
+        return distance(c, v, nullptr);
     }
 
     template <typename T>

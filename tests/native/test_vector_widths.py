@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from restkv_local.native import _library
+
 ROOT = Path(__file__).parents[2]
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 HEADERS = next(iter(sorted(ROOT.glob("build/*/llama.cpp/ggml/include"))), None)
@@ -19,8 +21,11 @@ def test_all_vector_widths_agree(tmp_path):
     program = tmp_path / "vector_widths"
     includes = [f"-I{HEADERS}", f"-I{ROOT / 'patches' / 'src'}"]
     source = Path(__file__).with_name("vector_widths.cpp")
+    folder = _library.library_folder()
+    ggml = [f"-L{folder}", "-lggml-base", f"-Wl,-rpath,{folder}"]
     subprocess.run(
-        [*shlex.split(COMPILER), "-std=gnu++17", "-O3", *includes, str(source), "-o", str(program)],
+        [*shlex.split(COMPILER), "-std=gnu++17", "-O3", *includes, str(source), "-o", str(program)]
+        + ggml,
         check=True,
     )
     lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()

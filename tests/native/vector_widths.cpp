@@ -20,6 +20,7 @@ struct operand {
         tensor.ne[1] = ne1;
         tensor.ne[2] = ne2;
         tensor.ne[3] = 1;
+        tensor.nb[1] = ne0*sizeof(float);
         tensor.data  = values.data();
     }
 };
@@ -52,7 +53,12 @@ std::vector<float> results() {
     for (const int64_t n_used : { 1, 5, 16, 37, 100 }) {
         for (const int64_t head_dim : { 20, 64 }) {
             for (const int64_t n_window : { 1, 7 }) {
-                operand kv      = random(head_dim, n_used, n_head_kv);
+                operand kv      = random(head_dim, n_used*n_head_kv, 1);
+                operand idxs    = operand(std::vector<float>(n_used*n_head_kv), n_used*n_head_kv, 1, 1);
+                for (int32_t i = 0; i < idxs.tensor.ne[0]; ++i) {
+                    const int32_t row = idxs.tensor.ne[0] - 1 - i; // not in order
+                    std::memcpy(&idxs.values[i], &row, sizeof(row));
+                }
                 operand q       = random(head_dim, n_window, n_head);
                 operand factors = random(head_dim, head_dim*n_head/n_head_kv, n_head_kv);
                 operand shared  = random(n_used, n_window, 1);
@@ -73,12 +79,14 @@ std::vector<float> results() {
                 operand most = random(n_used, 1, n_head);
                 operand norm = random(n_used, 1, n_head);
                 float scale = 0.3f;
-                run<logits,   n_lane>(attn, all, { &kv, &q });
+                operand out = random(head_dim, n_window, n_head);
+                run<logits,   n_lane>(attn, all, { &kv, &idxs, &q });
                 run<softmax,  n_lane>(attn, all, { &attn, &shared }, &scale);
                 run<softmax,  n_lane>(attn, all, { &attn, &masks }, &scale);
                 run<maximum,  n_lane>(most, all, { &attn });
-                run<distance, n_lane>(attn, all, { &kv, &factors, &q });
-                run<distance, n_lane>(norm, all, { &kv, &triangles });
+                run<outputs,  n_lane>(out, all, { &kv, &idxs, &attn });
+                run<distance, n_lane>(attn, all, { &kv, &idxs, &factors, &out });
+                run<distance, n_lane>(norm, all, { &kv, &idxs, &triangles });
             }
         }
     }

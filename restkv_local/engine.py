@@ -683,7 +683,7 @@ class Engine:
             n_sink=n_sink,
             n_recent=config.n_recent,
             n_pinned=max(0, self.n_pinned - n_sink),
-            n_absent=np.count_nonzero(~present, axis=-1),
+            n_absent=self.rows.n_absent,
         )
         observations = self._observe(policy, n_window, present)
         scores = rankable(
@@ -691,7 +691,7 @@ class Engine:
         )
         demand = Demand(
             budget=self.budget,
-            n_rows=np.count_nonzero(present, axis=-1).astype(np.int32),
+            n_rows=n_kv - self.rows.n_absent,
             candidates=present & ~protected,
             n_most=self.rows.n_slots - config.n_ubatch - self._n_probe,
             scores=scores,

@@ -35,14 +35,18 @@ def protect_rows(
     ndarray of shape (..., n_kv), bool
         False where a head has no row.
     """
-    places = np.arange(n_kv)
-    rows = places - np.asarray(n_absent)[..., None]  # counted from the oldest row of the head
+    places = np.arange(n_kv, dtype=np.int32)
+    rows = (
+        places - np.asarray(n_absent, np.int32)[..., None]
+    )  # counted from the oldest row of the head
     mask: Bool = (rows >= 0) & ((rows < n_sink + n_pinned) | (places >= n_kv - n_recent))
     return mask
 
 
 def rankable(scores: F32) -> F32:
     """Make every score finite: NaN becomes the lowest there is, infinities the ends of float32."""
+    if np.isfinite(scores).all():
+        return scores
     limit = np.finfo(np.float32).max
     return np.clip(np.where(np.isnan(scores), -limit, scores), -limit, limit).astype(np.float32)
 

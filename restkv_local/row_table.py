@@ -53,6 +53,13 @@ def spread_rows(positions: I32) -> I32:
     return np.where(present, slots - back, slots)
 
 
+def _put(table: I32 | F32, places: I64, values: I32 | F32, missing: int) -> None:
+    """Write values to places of the flattened table, which may be a view, and ``missing`` everywhere else."""
+    contents = np.full(table.size, missing, table.dtype)
+    contents[places] = values
+    table[:] = contents.reshape(table.shape)
+
+
 class RowTable:
     """True position, rotation and tracked figures of every slot; moves as the rows move.
 
@@ -121,7 +128,7 @@ class RowTable:
         self.used = 0
         self.n_absent[:] = 0
 
-    def keep(self, plan: EvictionPlan) -> I64:
+    def keep(self, plan: EvictionPlan) -> I32:
         """Remove what ``plan`` evicts.
 
         Returns
@@ -129,17 +136,19 @@ class RowTable:
         ndarray of shape (n,)
             By how many positions compact keys turn: every row that stays, in the order of ``plan.keep``.
         """
-        source, slot = plan.moves()
-        target = (*source[:2], slot)
-        self.used = int(slot.max()) + 1
-        self.n_absent = self.used - plan.n_keep
-        positions, turned_to = self._positions[source], self._turned_to[source]
-        self.positions[:] = -1
-        self._positions[target] = positions
+        source, target = plan.moves()
+        positions, turned_to = self.positions.take(source), self.turned_to.take(source)
+        figures = {
+            kind: array[:, :, : self.used].take(source) for kind, array in self._figures.items()
+        }
+        n_keep = plan.n_keep
+        self.used = int(n_keep.max())
+        self.n_absent = self.used - n_keep
+        _put(self.positions, target, positions, -1)
         self.turned_to[:] = spread_rows(self.positions)
-        for figures in self._figures.values():
-            figures[target] = figures[source]
-        return self._turned_to[target].astype(np.int64) - turned_to
+        for kind, array in figures.items():
+            _put(self._figures[kind][:, :, : self.used], target, array, 0)
+        return self.turned_to.take(target) - turned_to
 
     def snapshot(self) -> RowSnapshot:
         """Copy the contents."""

@@ -229,21 +229,20 @@ class EvictionPlan:
         """Rows that stay in one segment, ascending."""
         return np.flatnonzero(self.keep[layer, head]).astype(np.int32)
 
-    def moves(self) -> tuple[tuple[I64, I64, I64], I64]:
+    def moves(self) -> tuple[I64, I64]:
         """Say where every row that stays goes: aligned at the newest one.
 
         Returns
         -------
-        source : tuple of three ndarrays of shape (n,)
-            Layer, KV head and slot of each row, in the order of ``keep``.
-        slot : ndarray of shape (n,)
-            Its new slot; the fullest head fills ``[0, n_keep.max())``.
+        source : ndarray of shape (n,)
+            Where each row stands in ``keep``, flattened, in order.
+        target : ndarray of shape (n,)
+            Where it goes in a flattened (n_layer, n_head_kv, n_keep.max()).
         """
-        layer, head, row = np.nonzero(self.keep)
-        n_keep = self.n_keep.ravel()
-        last = np.repeat(np.cumsum(n_keep), n_keep)  # one past each head's newest row
-        slot: I64 = int(n_keep.max()) - last + np.arange(last.size)
-        return (layer, head, row), slot
+        n_keep = self.n_keep
+        n_most = int(n_keep.max())
+        filled = np.arange(n_most) >= n_most - n_keep[..., None]
+        return np.flatnonzero(self.keep), np.flatnonzero(filled)
 
     def __eq__(self, other: object) -> bool:
         """Compare by content."""

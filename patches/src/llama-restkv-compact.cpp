@@ -110,14 +110,18 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
             return ggml_get_rows(c, words(c, rows, 0, rows->ne[1], 1, rows->ne[1]), idxs);
         };
         if (shift && ctx->get_model().hparams.has_rope(layer.il)) {
-            for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-                for (int32_t j = 0; j < n_keep[layer.idx_col + h]; ++j) {
-                    cur.turned.push_back(to[h] + j);
+            ggml_tensor * k = turner.rotate(layer.pool_k, idxs, shift, layer.il, ggml_backend_buft_is_host(layer.buft));
+            if (k->type == GGML_TYPE_I32) {
+                scatter(run, k, layer.pool_k, to, n_keep + layer.idx_col);
+            } else {
+                for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+                    for (int32_t j = 0; j < n_keep[layer.idx_col + h]; ++j) {
+                        cur.turned.push_back(to[h] + j);
+                    }
                 }
+                ggml_tensor * at = run.input(GGML_TYPE_I64, cur.turned.data(), cur.turned.size());
+                run.expand(ggml_set_rows(c, layer.pool_k, k, at));
             }
-            ggml_tensor * k = turner.rotate(ggml_get_rows(c, layer.pool_k, idxs), shift, layer.il, ggml_backend_buft_is_host(layer.buft));
-            ggml_tensor * at = run.input(GGML_TYPE_I64, cur.turned.data(), cur.turned.size());
-            run.expand(ggml_set_rows(c, layer.pool_k, k, at));
         } else {
             scatter(run, gather(layer.pool_k), layer.pool_k, to, n_keep + layer.idx_col);
         }

@@ -1,4 +1,5 @@
 #include "llama-restkv-rope.h"
+#include "llama-restkv-rows.h"
 #include "llama-restkv-run.h"
 #include "llama-restkv-vectors.h"
 
@@ -10,23 +11,27 @@
 
 namespace {
 
-// x = a + ib of each pair times cos + i sin, which the table has in the same places
+// Rows by index, turned: x = a + ib of each pair times cos + i sin, which the table has in the same places. dst: the rows' own
+// type as words, or F32.
 struct turn {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * x     = dst->src[0]; // [head_dim, n]
-        const ggml_tensor * shift = dst->src[1]; // [n], none above 0
-        const ggml_tensor * table = dst->src[2]; // [head_dim, n_turn]
+        const ggml_tensor * rows  = dst->src[0]; // [head_dim, n_rows]
+        const ggml_tensor * idxs  = dst->src[1]; // [n]
+        const ggml_tensor * shift = dst->src[2]; // [n], none above 0
+        const ggml_tensor * table = dst->src[3]; // [head_dim, n_turn]
 
         const int32_t * rope = static_cast<const int32_t *>(userdata);
-        const int64_t head_dim = x->ne[0];
+        const int64_t head_dim = rows->ne[0];
         const int64_t n_pair   = rope[0]/2;
         const bool    is_neox  = rope[1] == GGML_ROPE_TYPE_NEOX;
 
-        for (int64_t j = x->ne[1]*ith/nth; j < x->ne[1]*(ith + 1)/nth; ++j) {
-            const float * from = (const float *) x->data + j*head_dim;
-            const float * by   = (const float *) table->data - ((const int32_t *) shift->data)[j]*head_dim;
-            float *       to   = (float *) dst->data + j*head_dim;
+        restkv_reader x(rows, idxs);
+        std::vector<float> from(head_dim), to(head_dim);
+
+        for (int64_t j = dst->ne[1]*ith/nth; j < dst->ne[1]*(ith + 1)/nth; ++j) {
+            x.read(j, 0, head_dim, from.data());
+            const float * by = (const float *) table->data - ((const int32_t *) shift->data)[j]*head_dim;
             if (is_neox) {
                 for (int64_t i = 0; i < n_pair; ++i) {
                     const float cos = by[i], sin = by[i + n_pair], a = from[i], b = from[i + n_pair];
@@ -40,7 +45,14 @@ struct turn {
                     to[i + 1] = a*sin + b*cos;
                 }
             }
-            std::copy(from + 2*n_pair, from + head_dim, to + 2*n_pair);
+            std::copy(from.begin() + 2*n_pair, from.end(), to.begin() + 2*n_pair);
+
+            void * out = (char *) dst->data + j*dst->nb[1];
+            if (rows->type == GGML_TYPE_F16) {
+                restkv_narrow(to.data(), (uint16_t *) out, head_dim);
+            } else {
+                std::memcpy(out, to.data(), head_dim*sizeof(float));
+            }
         }
     }
 };
@@ -81,15 +93,18 @@ llama_restkv_turner::llama_restkv_turner(const llama_context * lctx, llama_restk
     }
 }
 
-ggml_tensor * llama_restkv_turner::rotate(ggml_tensor * x, const int32_t * shift, int32_t il, bool on_host) {
+ggml_tensor * llama_restkv_turner::rotate(ggml_tensor * rows, ggml_tensor * idxs, const int32_t * shift, int32_t il, bool on_host) {
     auto * ctx = run.get_ctx();
-    ggml_tensor * by = run.input(GGML_TYPE_I32, shift, x->ne[1]);
+    const int64_t n = idxs->ne[0];
+    ggml_tensor * by = run.input(GGML_TYPE_I32, shift, n);
     if (!on_host || back.empty()) {
-        return llama_restkv_rotate(lctx, ctx, x, by, il);
+        return llama_restkv_rotate(lctx, ctx, ggml_get_rows(ctx, rows, idxs), by, il);
     }
-    const auto & table = table_of(il, x->ne[0]);
-    ggml_tensor * srcs[] = { x, by, table.turned };
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, x->ne[0], x->ne[1], 1, 1, srcs, 3, restkv_widest<turn>(), GGML_N_TASKS_MAX, const_cast<int32_t *>(table.rope));
+    const auto & table = table_of(il, rows->ne[0]);
+    ggml_tensor * srcs[] = { rows, idxs, by, table.turned };
+    const bool stays = rows->type == GGML_TYPE_F16 || rows->type == GGML_TYPE_F32;
+    return ggml_custom_4d(ctx, stays ? GGML_TYPE_I32 : GGML_TYPE_F32, stays ? rows->nb[1]/sizeof(int32_t) : rows->ne[0], n, 1, 1,
+            srcs, 4, restkv_widest<turn>(), GGML_N_TASKS_MAX, const_cast<int32_t *>(table.rope));
 }
 
 const llama_restkv_turner::table & llama_restkv_turner::table_of(int32_t il, int64_t head_dim) {

@@ -20,8 +20,9 @@ public:
     // shift: all n that keys will be turned by. They and this object must live until run.compute() returns.
     llama_restkv_turner(const llama_context * lctx, llama_restkv_run & run, const int32_t * shift, size_t n);
 
-    // as llama_restkv_rotate
-    ggml_tensor * rotate(ggml_tensor * x, const int32_t * shift, int32_t il, bool on_host);
+    // rows [n_embd_head, n_rows] at idxs, each turned by its shift: as 32-bit words of their own type (I32) where that is
+    // possible, else F32
+    ggml_tensor * rotate(ggml_tensor * rows, ggml_tensor * idxs, const int32_t * shift, int32_t il, bool on_host);
 
 private:
     struct table {

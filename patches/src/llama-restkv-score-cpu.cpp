@@ -1,4 +1,5 @@
 #include "llama-restkv-score-cpu.h"
+#include "llama-restkv-rows.h"
 #include "llama-restkv-vectors.h"
 
 #include <algorithm>
@@ -51,49 +52,6 @@ template <int64_t n_lane>
 RESTKV_INLINE void store(const vec<n_lane> & x, float * to) {
     std::memcpy(to, &x, sizeof(x));
 }
-
-// Halves as floats, to the bit; ggml's own way in vectors is inside its CPU backend, which may be loaded at run time. A half's exponent and fraction read as a float's are too small by 2^112, subnormal or not.
-RESTKV_INLINE void widen(const uint16_t * GGML_RESTRICT from, float * GGML_RESTRICT to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-        const uint32_t small = uint32_t(from[i] & 0x7FFF) << 13;
-        float size;
-        std::memcpy(&size, &small, sizeof(size));
-        size *= 0x1p112f;
-        uint32_t bits;
-        std::memcpy(&bits, &size, sizeof(bits));
-        bits |= (0u - (small >= 0x0F800000)) & 0x7F800000; // infinite, or not a number; no branch, so that vectors serve
-        bits |= uint32_t(from[i] & 0x8000) << 16;
-        std::memcpy(to + i, &bits, sizeof(bits));
-    }
-}
-
-// Rows [head_dim, n_rows] of any type, by index, as floats.
-struct reader {
-    const ggml_tensor * rows;
-    const int32_t     * idxs;
-    ggml_to_float_t     to_float = nullptr;
-    std::vector<float>  whole; // a row of blocks
-
-    reader(const ggml_tensor * rows, const ggml_tensor * by) : rows(rows), idxs((const int32_t *) by->data) {
-        if (rows->type != GGML_TYPE_F16 && rows->type != GGML_TYPE_F32) {
-            to_float = ggml_get_type_traits(rows->type)->to_float;
-            whole.resize(rows->ne[0]);
-        }
-    }
-
-    // values [first, first + n) of the row at idxs[i]
-    RESTKV_INLINE void read(int64_t i, int64_t first, int64_t n, float * to) {
-        const char * row = (const char *) rows->data + idxs[i]*rows->nb[1];
-        if (rows->type == GGML_TYPE_F16) {
-            widen((const uint16_t *) row + first, to, n);
-        } else if (rows->type == GGML_TYPE_F32) {
-            std::memcpy(to, (const float *) row + first, n*sizeof(float));
-        } else {
-            to_float(row, whole.data(), rows->ne[0]);
-            std::copy(whole.begin() + first, whole.begin() + first + n, to);
-        }
-    }
-};
 
 // Products of short rows: ggml's kernels sum along a row, and with so few values they mostly add up what is left in their
 // registers. Here sixteen columns stand side by side, six rows at a time, and the sums stay in registers (AVX2, AVX-512, NEON).
@@ -195,7 +153,7 @@ struct logits {
         const ggml_tensor * q    = dst->src[2];
         GGML_UNUSED(userdata);
 
-        reader k(dst->src[0], idxs);
+        restkv_reader k(dst->src[0], idxs);
         const int64_t head_dim  = q->ne[0];
         const int64_t n_used    = dst->ne[0];
         const int64_t n_head_kv = idxs->ne[0]/n_used;
@@ -298,7 +256,7 @@ struct outputs {
         const ggml_tensor * attn = dst->src[2];
         GGML_UNUSED(userdata);
 
-        reader v(dst->src[0], idxs);
+        restkv_reader v(dst->src[0], idxs);
         const int64_t head_dim  = dst->ne[0];
         const int64_t n_used    = attn->ne[0];
         const int64_t n_head_kv = idxs->ne[0]/n_used;
@@ -360,7 +318,7 @@ struct distance {
         const ggml_tensor * z       = dst->src[3];
         GGML_UNUSED(userdata);
 
-        reader v(dst->src[0], idxs);
+        restkv_reader v(dst->src[0], idxs);
         const int64_t head_dim  = factors->ne[0];
         const int64_t n_used    = dst->ne[0];
         const int64_t n_z       = dst->ne[1];

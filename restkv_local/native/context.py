@@ -570,7 +570,7 @@ class NativeContext:
             Position of the newest row afterwards.
         """
         n_keep = np.count_nonzero(keep, axis=-1).astype(np.int32)
-        slots = np.nonzero(keep)[-1].astype(np.int32)
+        slots = (np.flatnonzero(keep) % keep.shape[-1]).astype(np.int32)
         if shift is not None:
             shift = np.ascontiguousarray(shift, dtype=np.int32)
         self._run(lambda: self._restkv.compact(self._ctx, n_keep, slots, shift, position))

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-from restkv_local.types import F64, I32
+from restkv_local.types import F64, I32, I64
 
 Pooling = Literal["mean", "max"]
 
 
-def pool_rows(values: F64, kernel: int, shift: int = 0, pooling: Pooling = "mean") -> F64:
+def pool_rows(
+    values: F64, kernel: int, shift: int = 0, pooling: Pooling = "mean", n_window: int = 0
+) -> F64:
     """Pool each row with its neighbours; the first and last row stand in beyond the ends.
 
     Parameters
@@ -31,6 +34,8 @@ def pool_rows(values: F64, kernel: int, shift: int = 0, pooling: Pooling = "mean
         Row ``i`` takes the neighbourhood of row ``i + shift``.
     pooling : {"mean", "max"}
         What is taken of the neighbourhood.
+    n_window : int
+        Newest rows that are pooled apart from the others, with ends of their own.
 
     Returns
     -------
@@ -40,11 +45,24 @@ def pool_rows(values: F64, kernel: int, shift: int = 0, pooling: Pooling = "mean
     n_kv = values.shape[-1]
     if n_kv == 0:
         return np.array(values, np.float64)
-    rows = np.arange(n_kv + kernel - 1) - kernel // 2 + shift
-    padded: F64 = np.take(values, rows, axis=-1, mode="clip")
+    n_past = max(n_kv - n_window, 0)
+    padded: F64 = values.take(_padded_rows(n_past, n_kv - n_past, kernel, shift), axis=-1)
     combine = np.add if pooling == "mean" else np.maximum
     pooled = _combine_neighbours(combine, padded, kernel)
+    if 0 < n_past < n_kv:  # what mixes the two parts is nobody's
+        pooled = np.delete(pooled, slice(n_past, n_past + kernel - 1), axis=-1)
     return pooled / kernel if pooling == "mean" else pooled
+
+
+@lru_cache(maxsize=64)
+def _padded_rows(n_past: int, n_window: int, kernel: int, shift: int) -> I64:
+    """Rows of either part with its ends repeated beyond them, one part after the other."""
+    parts = []
+    for first, n in ((0, n_past), (n_past, n_window)):
+        if n:
+            rows = np.arange(n + kernel - 1) - kernel // 2 + shift
+            parts.append(first + np.clip(rows, 0, n - 1))
+    return np.concatenate(parts)
 
 
 def _combine_neighbours(combine: np.ufunc, values: F64, n: int) -> F64:
@@ -128,13 +146,8 @@ def smooth_rows(
         n_kv = scores.shape[-1]
         oldest = np.minimum(n_absent, n_kv - 1)[:, None]
         scores = np.take_along_axis(scores, np.maximum(np.arange(n_kv), oldest), axis=-1)
-    split = max(scores.shape[-1] - n_window, 0)
-    parts = (scores[:, :split], scores[:, split:])
     if len(set(windows)) == 1:
-        kernel, shift = windows[0]
-        return np.concatenate([pool_rows(p, kernel, shift, pooling) for p in parts], axis=-1)
-    smoothed = [
-        np.concatenate([pool_rows(p[head], kernel, shift, pooling) for p in parts])
-        for head, (kernel, shift) in enumerate(windows)
-    ]
-    return np.stack(smoothed)
+        return pool_rows(scores, *windows[0], pooling, n_window)
+    return np.stack(
+        [pool_rows(scores[head], *window, pooling, n_window) for head, window in enumerate(windows)]
+    )

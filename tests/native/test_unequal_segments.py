@@ -50,7 +50,7 @@ def test_rows_survive_many_rounds_of_new_shares(open_native, tokens, n_head_kv, 
         n_keep = shares(shape, 100, event, N_SLOTS - 200)
         keep = keep_some(native, present, n_keep, event)
         plan = EvictionPlan(keep, n_keep.astype(np.int32))
-        source, slot = plan.moves()
+        source, target = plan.moves()
         native.compact(keep, None, native.position)
         used = int(plan.n_keep.max())
         assert native.used == used
@@ -58,11 +58,11 @@ def test_rows_survive_many_rounds_of_new_shares(open_native, tokens, n_head_kv, 
         assert native.room == min((total - keep.sum()) // keep[..., 0].size, N_SLOTS - used)
         for tensor, old in zip("kv", before, strict=True):
             expected = np.zeros((*shape, used, 64), np.float32)
-            expected[(*source[:2], slot)] = np.stack(old)[source]
+            expected.reshape(-1, 64)[target] = np.stack(old).reshape(-1, 64)[source]
             found = np.stack([native.read(i, tensor) for i in range(4)])
             np.testing.assert_array_equal(found, expected)
         present = np.zeros((*shape, used), bool)
-        present[(*source[:2], slot)] = True
+        present.ravel()[target] = True
 
 
 @pytest.mark.parametrize("compact", [False, True], ids=["original", "compact"])

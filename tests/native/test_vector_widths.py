@@ -23,10 +23,9 @@ def test_all_vector_widths_agree(tmp_path):
     source = Path(__file__).with_name("vector_widths.cpp")
     folder = _library.library_folder()
     ggml = [f"-L{folder}", "-lggml-base", f"-Wl,-rpath,{folder}"]
+    files = [str(source), "-o", str(program)]
     subprocess.run(
-        [*shlex.split(COMPILER), "-std=gnu++17", "-O3", *includes, str(source), "-o", str(program)]
-        + ggml,
-        check=True,
+        [*shlex.split(COMPILER), "-std=gnu++17", "-O3", *includes, *files, *ggml], check=True
     )
     lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
     off = dict(zip(map(int, lines[::2]), map(float, lines[1::2]), strict=True))

@@ -1,5 +1,5 @@
 // Prints how far scoring's operations of each vector width are from those of width 1, relative to 1 + |value|. Fails where some
-// half is not the float it should be.
+// half is not the float it should be, or some float not the half that ggml makes of it.
 
 #include "llama-restkv-score-cpu.cpp"
 
@@ -109,10 +109,29 @@ bool widens_all_halves() {
         halves[i] = uint16_t(i);
     }
     std::vector<float> floats(halves.size());
-    widen(halves.data(), floats.data(), floats.size());
+    restkv_widen(halves.data(), floats.data(), floats.size());
     for (size_t i = 0; i < halves.size(); ++i) {
         const float expected = read_half(halves[i]);
         if (std::isnan(expected) ? !std::isnan(floats[i]) : std::memcmp(&expected, &floats[i], sizeof(float)) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool narrows_as_ggml() {
+    std::vector<float> floats; // every half, what is halfway to the next, and the floats beside both
+    for (uint32_t i = 0; i < 65536; ++i) {
+        const float here = read_half(i), next = read_half(uint16_t(i + 1));
+        for (const float value : { here, here + (next - here)/2 }) {
+            floats.insert(floats.end(), { value, std::nextafter(value, -INFINITY), std::nextafter(value, INFINITY) });
+        }
+    }
+    floats.insert(floats.end(), { 65519.0f, 65520.0f, 65536.0f, 1e9f, -1e9f, 3e38f, 1e-30f, -1e-45f });
+    std::vector<uint16_t> halves(floats.size());
+    restkv_narrow(floats.data(), halves.data(), floats.size());
+    for (size_t i = 0; i < floats.size(); ++i) {
+        if (std::isnan(floats[i]) ? !std::isnan(read_half(halves[i])) : halves[i] != ggml_fp32_to_fp16(floats[i])) {
             return false;
         }
     }
@@ -137,5 +156,5 @@ int main() {
     compare<4>(expected);
     compare<8>(expected);
     compare<16>(expected);
-    return widens_all_halves() ? 0 : 1;
+    return widens_all_halves() && narrows_as_ggml() ? 0 : 1;
 }

@@ -73,7 +73,7 @@ def test_the_turns_add_up_over_evictions(n_keep):
             rows = np.flatnonzero(table.positions[0, head] >= 0)
             keep[0, head, [*rng.choice(rows[:-1], n - 1, replace=False), rows[-1]]] = True
         plan = EvictionPlan(keep, np.array([n_keep], np.int32))
-        (_, heads, slots), _ = plan.moves()
+        _, heads, slots = np.nonzero(keep)
         moved = list(zip(heads, table.positions[0, heads, slots], strict=True))
         for key, turn in zip(moved, table.keep(plan), strict=True):
             turned[key] += turn

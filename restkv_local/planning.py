@@ -35,12 +35,11 @@ def protect_rows(
     ndarray of shape (..., n_kv), bool
         False where a head has no row.
     """
+    absent = np.asarray(n_absent, np.int32)[..., None]
     places = np.arange(n_kv, dtype=np.int32)
-    rows = (
-        places - np.asarray(n_absent, np.int32)[..., None]
-    )  # counted from the oldest row of the head
+    rows = places - absent if absent.any() else places  # counted from the oldest row of the head
     mask: Bool = (rows >= 0) & ((rows < n_sink + n_pinned) | (places >= n_kv - n_recent))
-    return mask
+    return np.broadcast_to(mask, (*absent.shape[:-1], n_kv))
 
 
 def rankable(scores: F32) -> F32:
@@ -95,8 +94,9 @@ def select_keep(scores: F32, protected: Bool, n_keep: I32, present: Bool | None 
     above = ranked > edge
     tied = candidate & (ranked == edge)
     n_tied = n_select - np.count_nonzero(above, axis=-1)
-    older = np.cumsum(tied, axis=-1, dtype=np.int32) <= n_tied[..., None]
-    selected: Bool = (above | (tied & older)) & (n_select > 0)[..., None]
+    if (np.count_nonzero(tied, axis=-1) > n_tied).any():
+        tied &= np.cumsum(tied, axis=-1, dtype=np.int32) <= n_tied[..., None]  # the older ones
+    selected: Bool = (above | tied) & (n_select > 0)[..., None]
     return selected | (rows & protected)
 
 

@@ -54,12 +54,12 @@ RESTKV_INLINE void store(const vec<n_lane> & x, float * to) {
 }
 
 // Products of short rows: ggml's kernels sum along a row, and with so few values they mostly add up what is left in their
-// registers. Here sixteen columns stand side by side, six rows at a time, and the sums stay in registers (AVX2, AVX-512, NEON).
+// registers. Here columns stand side by side, and the sums of some rows with them stay in registers (AVX2, AVX-512, NEON).
 constexpr int64_t n_row = 6;
 constexpr int64_t n_col = 16;
 
 // n vectors side by side: members by name, because GCC keeps an array that a loop of its own fills in memory
-template <int64_t n_lane, int64_t n = n_col/n_lane>
+template <int64_t n_lane, int64_t n>
 struct line {
     vec<n_lane> first;
     line<n_lane, n - 1> others;
@@ -95,17 +95,19 @@ struct line<n_lane, 0> {
     RESTKV_INLINE vec<n_lane> add_squares(vec<n_lane> sum, const line &) const { return sum; }
 };
 
-// n rows of sixteen sums
-template <int64_t n_lane, int64_t n = n_row>
+// n_rows rows of n_cols sums
+template <int64_t n_lane, int64_t n_cols = n_col, int64_t n_rows = n_row>
 struct tile {
-    line<n_lane> top;
-    tile<n_lane, n - 1> below;
+    typedef line<n_lane, n_cols/n_lane> line_of;
+
+    line_of top;
+    tile<n_lane, n_cols, n_rows - 1> below;
 
     RESTKV_INLINE void clear() {
         top.clear();
         below.clear();
     }
-    RESTKV_INLINE void add(const float * const * rows, int64_t i, const line<n_lane> & x) {
+    RESTKV_INLINE void add(const float * const * rows, int64_t i, const line_of & x) {
         top.add(rows[0][i], x);
         below.add(rows + 1, i, x);
     }
@@ -113,37 +115,39 @@ struct tile {
     RESTKV_INLINE void multiply(const float * const * rows, const float * columns, int64_t begin, int64_t end) {
         clear();
         for (int64_t i = begin; i < end; ++i) {
-            line<n_lane> x;
-            x.load_from(columns + i*n_col);
+            line_of x;
+            x.load_from(columns + i*n_cols);
             add(rows, i, x);
         }
     }
-    // what there is of them: rows stride apart, the first n_there columns
-    RESTKV_INLINE void store_to(float * to, int64_t stride, int64_t n_rows, int64_t n_there) const {
-        if (n_rows < 1) {
+    // the first n_there rows, stride apart, the first n_wide columns
+    RESTKV_INLINE void store_to(float * to, int64_t stride, int64_t n_there, int64_t n_wide) const {
+        if (n_there < 1) {
             return;
         }
-        if (n_there == n_col) {
+        if (n_wide == n_cols) {
             top.store_to(to);
         } else {
-            float all[n_col];
+            float all[n_cols];
             top.store_to(all);
-            std::copy(all, all + n_there, to);
+            std::copy(all, all + n_wide, to);
         }
-        below.store_to(to + stride, stride, n_rows - 1, n_there);
+        below.store_to(to + stride, stride, n_there - 1, n_wide);
     }
-    RESTKV_INLINE void add_squares(float * sums, const line<n_lane> & from) const { // n_lane floats a row
+    RESTKV_INLINE void add_squares(float * sums, const line_of & from) const { // n_lane floats a row
         store<n_lane>(top.add_squares(load<n_lane>(sums), from), sums);
         below.add_squares(sums + n_lane, from);
     }
 };
 
-template <int64_t n_lane>
-struct tile<n_lane, 0> {
+template <int64_t n_lane, int64_t n_cols>
+struct tile<n_lane, n_cols, 0> {
+    typedef line<n_lane, n_cols/n_lane> line_of;
+
     RESTKV_INLINE void clear() {}
-    RESTKV_INLINE void add(const float * const *, int64_t, const line<n_lane> &) {}
+    RESTKV_INLINE void add(const float * const *, int64_t, const line_of &) {}
     RESTKV_INLINE void store_to(float *, int64_t, int64_t, int64_t) const {}
-    RESTKV_INLINE void add_squares(float *, const line<n_lane> &) const {}
+    RESTKV_INLINE void add_squares(float *, const line_of &) const {}
 };
 
 struct logits {
@@ -248,8 +252,12 @@ struct softmax {
     }
 };
 
-// The rows of a KV head weighted by attention: its query heads, all queries, sixteen columns at a time.
+// The rows of a KV head weighted by attention: its query heads, all queries. Few at a time, for a group has few, and
+// wide, for a row is read once for each width.
 struct outputs {
+    static constexpr int64_t n_few  = 3;
+    static constexpr int64_t n_wide = 32;
+
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
         const ggml_tensor * idxs = dst->src[1];
@@ -260,24 +268,24 @@ struct outputs {
         const int64_t head_dim  = dst->ne[0];
         const int64_t n_used    = attn->ne[0];
         const int64_t n_head_kv = idxs->ne[0]/n_used;
-        const int64_t n_tile    = (head_dim + n_col - 1)/n_col;
+        const int64_t n_tile    = (head_dim + n_wide - 1)/n_wide;
         const int64_t n_query   = attn->ne[1]*attn->ne[2]/n_head_kv;
 
-        std::vector<float> columns(n_used*n_col);
+        std::vector<float> columns(n_used*n_wide);
 
         for (int64_t task = n_tile*n_head_kv*ith/nth; task < n_tile*n_head_kv*(ith + 1)/nth; ++task) {
             const int64_t h     = task/n_tile;
-            const int64_t first = task%n_tile*n_col;
-            const int64_t n     = std::min(n_col, head_dim - first);
+            const int64_t first = task%n_tile*n_wide;
+            const int64_t n     = std::min(n_wide, head_dim - first);
             for (int64_t j = 0; j < n_used; ++j) {
-                v.read(h*n_used + j, first, n, columns.data() + j*n_col); // what is beyond n counts for nothing
+                v.read(h*n_used + j, first, n, columns.data() + j*n_wide); // what is beyond n counts for nothing
             }
-            for (int64_t w = 0; w < n_query; w += n_row) {
-                const float * rows[n_row];
-                for (int64_t r = 0; r < n_row; ++r) {
+            for (int64_t w = 0; w < n_query; w += n_few) {
+                const float * rows[n_few];
+                for (int64_t r = 0; r < n_few; ++r) {
                     rows[r] = (const float *) attn->data + (h*n_query + std::min(w + r, n_query - 1))*n_used;
                 }
-                tile<n_lane> sums;
+                tile<n_lane, n_wide, n_few> sums;
                 sums.multiply(rows, columns.data(), 0, n_used);
                 sums.store_to((float *) dst->data + (h*n_query + w)*head_dim + first, head_dim, n_query - w, n);
             }
@@ -363,7 +371,7 @@ struct distance {
                         tile<n_lane> image;
                         image.multiply(rows, columns.data() + (g*n_tile + t)*head_dim*n_col, begin[g*n_tile + t], head_dim);
                         for (int64_t w = 0; w < n_z; ++w) {
-                            line<n_lane> target;
+                            typename tile<n_lane>::line_of target;
                             target.load_from(targets.data() + w*n_filled + t*n_col);
                             image.add_squares(sums.data() + w*n_row*n_lane, target);
                         }

@@ -5,6 +5,7 @@
 #include "llama-context.h"
 #include "llama-model.h"
 
+#include <cstring>
 #include <list>
 
 namespace {
@@ -20,6 +21,17 @@ ggml_tensor * words(ggml_context * ctx, ggml_tensor * pool, int64_t row, int64_t
     view->nb[2]     = pool->nb[1]*stride;
     view->nb[3]     = view->nb[2]*n_head;
     return view;
+}
+
+// rows of a pool by index, on a CPU: ggml_get_rows is one thread's
+void copy_rows(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const ggml_tensor * pool = dst->src[0];
+    const ggml_tensor * idxs = dst->src[1];
+    GGML_UNUSED(userdata);
+
+    for (int64_t j = dst->ne[1]*ith/nth; j < dst->ne[1]*(ith + 1)/nth; ++j) {
+        std::memcpy((char *) dst->data + j*dst->nb[1], (const char *) pool->data + ((const int32_t *) idxs->data)[j]*pool->nb[1], dst->nb[1]);
+    }
 }
 
 // consecutive rows of src as words, n of them for each head, go to where each head's rows start
@@ -106,11 +118,16 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
         const auto & to    = direct ? cur.to : cur.packed;
 
         ggml_tensor * idxs = run.input(GGML_TYPE_I32, cur.from.data(), cur.from.size());
+        const bool on_host = ggml_backend_buft_is_host(layer.buft);
         const auto gather = [&](ggml_tensor * rows) {
+            if (on_host) {
+                ggml_tensor * srcs[] = { rows, idxs };
+                return ggml_custom_4d(c, GGML_TYPE_I32, rows->nb[1]/sizeof(int32_t), idxs->ne[0], 1, 1, srcs, 2, copy_rows, GGML_N_TASKS_MAX, nullptr);
+            }
             return ggml_get_rows(c, words(c, rows, 0, rows->ne[1], 1, rows->ne[1]), idxs);
         };
         if (shift && ctx->get_model().hparams.has_rope(layer.il)) {
-            ggml_tensor * k = turner.rotate(layer.pool_k, idxs, shift, layer.il, ggml_backend_buft_is_host(layer.buft));
+            ggml_tensor * k = turner.rotate(layer.pool_k, idxs, shift, layer.il, on_host);
             if (k->type == GGML_TYPE_I32) {
                 scatter(run, k, layer.pool_k, to, n_keep + layer.idx_col);
             } else {

@@ -50,7 +50,8 @@ def pool_rows(
     combine = np.add if pooling == "mean" else np.maximum
     pooled = _combine_neighbours(combine, padded, kernel)
     if 0 < n_past < n_kv:  # what mixes the two parts is nobody's
-        pooled = np.delete(pooled, slice(n_past, n_past + kernel - 1), axis=-1)
+        parts = pooled[..., :n_past], pooled[..., n_past + kernel - 1 :]
+        pooled = np.concatenate(parts, axis=-1)
     return pooled / kernel if pooling == "mean" else pooled
 
 

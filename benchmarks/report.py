@@ -176,7 +176,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ruler-choice": ruler_choice,
     "ruler": lambda: write_report([read_log(RESULTS / f"{name}.jsonl") for name in RULER]),
     "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
-    "ingest": lambda: ingest.table(RESULTS / "ingest-spread.jsonl"),
+    "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
     "ranking-choice": ranking_choice,
     "ranking": lambda: ranking.tables(read("ranking")),
     "ranking-variants": lambda: ranking.tables(read("ranking-variants")),

@@ -10,7 +10,8 @@
 #include <cstring>
 #include <vector>
 
-// Halves as floats, to the bit; ggml's own way in vectors is inside its CPU backend, which may be loaded at run time. A half's exponent and fraction read as a float's are too small by 2^112, subnormal or not.
+// Halves as floats, to the bit; ggml's own way in vectors is inside its CPU backend, which may be loaded at run time. A half's
+// exponent and fraction read as a float's are too small by 2^112, subnormal or not.
 RESTKV_INLINE void restkv_widen(const uint16_t * GGML_RESTRICT from, float * GGML_RESTRICT to, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
         const uint32_t small = uint32_t(from[i] & 0x7FFF) << 13;

@@ -127,7 +127,8 @@ struct layer_values {
         const auto & layer = *rows.layer;
         if (!copy) {
             ggml_tensor * srcs[] = { layer.pool_v, rows.idxs, attn };
-            return ggml_custom_4d(ctx, GGML_TYPE_F32, layer.pool_v->ne[0], attn->ne[1], layer.n_head, 1, srcs, 3, llama_restkv_score_on_cpu().outputs, GGML_N_TASKS_MAX, nullptr);
+            return ggml_custom_4d(ctx, GGML_TYPE_F32, layer.pool_v->ne[0], attn->ne[1], layer.n_head, 1, srcs, 3,
+                    llama_restkv_score_on_cpu().outputs, GGML_N_TASKS_MAX, nullptr);
         }
         return contract(ctx, layer, copy, transpose(ctx, attn));
     }
@@ -152,7 +153,8 @@ ggml_tensor * distance(ggml_context * ctx, const layer_values & v, ggml_tensor *
     const int64_t n_z      = z ? z->ne[1] : 1;
     if (!v.copy) {
         ggml_tensor * srcs[] = { layer.pool_v, v.rows.idxs, layer.factors, z };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 4 : 3, llama_restkv_score_on_cpu().distance, GGML_N_TASKS_MAX, nullptr);
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 4 : 3,
+                llama_restkv_score_on_cpu().distance, GGML_N_TASKS_MAX, nullptr);
     }
     ggml_tensor * image = ggml_reshape_4d(ctx, ggml_mul_mat(ctx, layer.factors, v.copy), head_dim, layer.n_gqa, n_used, layer.n_head_kv);
     ggml_tensor * res = nullptr;

@@ -156,6 +156,12 @@ def kvpress() -> tuple[list[side_by_side.Row], list[side_by_side.Row]]:
     return found, timed
 
 
+def kvpress_multikey() -> str:
+    """Four keys, one asked: what was found; nobody had the machine to itself."""
+    rows = side_by_side.read_rows(RESULTS / "side-by-side-multikey")
+    return side_by_side.table(rows, [], "read")
+
+
 def kvpress_long(n_tokens: int) -> str:
     """One long prompt through both: what was found, and what it took."""
     rows = side_by_side.read_rows(RESULTS / f"side-by-side-{n_tokens}")
@@ -182,6 +188,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranking-variants": lambda: ranking.tables(read("ranking-variants")),
     "ranking-heldout": lambda: ranking.tables(read("ranking-heldout")),
     "kvpress-read": lambda: side_by_side.table(*kvpress(), "read"),
+    "kvpress-multikey": kvpress_multikey,
     "kvpress-8000": lambda: kvpress_long(8000),
     "kvpress-16000": lambda: kvpress_long(16000),
     "kvpress-32000": lambda: kvpress_long(32000),

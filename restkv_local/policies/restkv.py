@@ -159,8 +159,8 @@ class RestKV(Policy):
         odds = attention / np.maximum(rest, np.float32(REST_MIN))
         power = distance if self.tau == 1.0 else distance.astype(np.float64) ** self.tau
         indicator: F64 = np.multiply(odds, power, dtype=np.float64)
-        if rest.min(initial=1.0) < REST_MIN:
-            taken = rest < REST_MIN
+        taken = rest < REST_MIN
+        if taken.any():
             bound = distance_without(
                 attention.astype(np.float64), distance.astype(np.float64), taken
             )

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from restkv_local.errors import PlanError
 from restkv_local.types import F32, I32, I64, EvictionPlan, Tracked
 
 _FIGURES: Final = ("sum", "last_use", "repeat")  # kept for each row
@@ -135,7 +136,16 @@ class RowTable:
         -------
         ndarray of shape (n,)
             By how many positions compact keys turn: every row that stays, in the order of ``plan.keep``.
+
+        Raises
+        ------
+        PlanError
+            If the plan is of other rows than those in use.
         """
+        if plan.keep.shape != self.positions.shape:
+            raise PlanError(
+                f"a plan must be {self.positions.shape}, the rows in use; got {plan.keep.shape}"
+            )
         source, target = plan.moves()
         positions, turned_to = self.positions.take(source), self.turned_to.take(source)
         figures = {

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restkv_local.errors import PlanError
 from restkv_local.row_table import RowTable, spread_rows
 from restkv_local.types import EvictionPlan
 
@@ -82,3 +83,12 @@ def test_the_turns_add_up_over_evictions(n_keep):
             found = table.turned_to[0, head][rows]
             expected = [turned[head, p] for p in table.positions[0, head][rows]]
             np.testing.assert_array_equal(found, expected)
+
+
+def test_a_plan_of_other_rows_is_refused():
+    table = RowTable(1, 2, 64)
+    table.append(0, 10)
+    plan = EvictionPlan(np.ones((1, 2, 9), bool), np.full((1, 2), 9, np.int32))
+    with pytest.raises(PlanError, match=r"must be \(1, 2, 10\).*got \(1, 2, 9\)"):
+        table.keep(plan)
+    assert table.used == 10

@@ -150,27 +150,32 @@ struct tile<n_lane, n_cols, 0> {
     RESTKV_INLINE void add_squares(float *, const line_of &) const {}
 };
 
+// what slots without a row get: dst [n_used, n, n_head]
+void zero_absent(ggml_tensor * dst, const ggml_tensor * absent, int ith, int nth) {
+    const int64_t n_query = dst->ne[1]*dst->ne[2]/absent->ne[0];
+    for (int64_t i = ith; i < dst->ne[1]*dst->ne[2]; i += nth) {
+        float * row = (float *) dst->data + i*dst->ne[0];
+        std::fill(row, row + ((const int32_t *) absent->data)[i/n_query], 0.0f);
+    }
+}
+
 struct logits {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * idxs = dst->src[1];
-        const ggml_tensor * q    = dst->src[2];
+        const ggml_tensor * absent = dst->src[2];
+        const ggml_tensor * q      = dst->src[3];
         GGML_UNUSED(userdata);
 
-        restkv_reader k(dst->src[0], idxs);
-        const int64_t head_dim  = q->ne[0];
-        const int64_t n_used    = dst->ne[0];
-        const int64_t n_head_kv = idxs->ne[0]/n_used;
-        const int64_t n_tile    = (n_used + n_col - 1)/n_col;
-        const int64_t n_query   = q->ne[1]*q->ne[2]/n_head_kv; // of the heads that share a KV head
+        restkv_reader k(dst->src[0], dst->src[1]);
+        const int64_t head_dim = q->ne[0];
+        const int64_t n_used   = dst->ne[0];
+        const int64_t n_query  = q->ne[1]*q->ne[2]/absent->ne[0]; // of the heads that share a KV head
 
         std::vector<float> key(head_dim);
         std::vector<float> columns(head_dim*n_col); // sixteen keys side by side
 
-        for (int64_t task = n_tile*n_head_kv*ith/nth; task < n_tile*n_head_kv*(ith + 1)/nth; ++task) {
-            const int64_t h     = task/n_tile;
-            const int64_t first = task%n_tile*n_col;
-            const int64_t n     = std::min(n_col, n_used - first);
+        zero_absent(dst, absent, ith, nth);
+        for (const auto & [h, first, n] : restkv_share(absent, n_used, n_col, ith, nth)) {
             for (int64_t j = 0; j < n; ++j) {
                 k.read(h*n_used + first + j, 0, head_dim, key.data());
                 for (int64_t i = 0; i < head_dim; ++i) {
@@ -209,22 +214,27 @@ RESTKV_INLINE vec<n_lane> exponential(const vec<n_lane> & x) {
 struct softmax {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * mask  = dst->src[1];
-        const float         scale = *(const float *) userdata;
+        const ggml_tensor * mask   = dst->src[1];
+        const ggml_tensor * absent = dst->src[2];
+        const float         scale  = *(const float *) userdata;
 
         const int64_t n_used   = dst->ne[0];
         const int64_t n_window = dst->ne[1];
-        const int64_t n_padded = (n_used + n_lane - 1)/n_lane*n_lane;
+        const int64_t n_query  = n_window*dst->ne[2]/absent->ne[0];
 
-        std::vector<float> shares(n_padded, -INFINITY); // the last vector filled up with what has no share
+        std::vector<float> shares(n_used + n_lane);
 
-        for (int64_t i = n_window*dst->ne[2]*ith/nth; i < n_window*dst->ne[2]*(ith + 1)/nth; ++i) {
-            const float * m = (const float *) mask->data + (mask->ne[2] > 1 ? i : i%n_window)*n_used;
-            float *     row = (float *) dst->data + i*n_used;
+        for (int64_t i = ith; i < n_window*dst->ne[2]; i += nth) { // in turn: heads hold rows of different numbers
+            const int64_t first    = ((const int32_t *) absent->data)[i/n_query];
+            const int64_t n        = n_used - first;
+            const int64_t n_padded = (n + n_lane - 1)/n_lane*n_lane;
+            const float * m   = (const float *) mask->data + i%n_window*n_used + first;
+            float *       row = (float *) dst->data + i*n_used + first;
 
-            for (int64_t j = 0; j < n_used; ++j) {
+            for (int64_t j = 0; j < n; ++j) {
                 shares[j] = row[j]*scale + m[j];
             }
+            std::fill(shares.begin() + n, shares.begin() + n_padded, -INFINITY); // the last vector filled up with what has no share
             vec<n_lane> most = load<n_lane>(shares.data());
             for (int64_t j = n_lane; j < n_padded; j += n_lane) {
                 const vec<n_lane> x = load<n_lane>(shares.data() + j);
@@ -244,10 +254,9 @@ struct softmax {
             for (int64_t l = 0; l < n_lane; ++l) {
                 sum += sums[l];
             }
-            for (int64_t j = 0; j < n_used; ++j) {
+            for (int64_t j = 0; j < n; ++j) {
                 row[j] = shares[j]/sum;
             }
-            std::fill(shares.begin() + n_used, shares.end(), -INFINITY);
         }
     }
 };
@@ -260,24 +269,25 @@ struct outputs {
 
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * idxs = dst->src[1];
-        const ggml_tensor * attn = dst->src[2];
+        const ggml_tensor * absent = dst->src[2];
+        const ggml_tensor * attn   = dst->src[3];
         GGML_UNUSED(userdata);
 
-        restkv_reader v(dst->src[0], idxs);
+        restkv_reader v(dst->src[0], dst->src[1]);
         const int64_t head_dim  = dst->ne[0];
         const int64_t n_used    = attn->ne[0];
-        const int64_t n_head_kv = idxs->ne[0]/n_used;
+        const int64_t n_head_kv = absent->ne[0];
         const int64_t n_tile    = (head_dim + n_wide - 1)/n_wide;
         const int64_t n_query   = attn->ne[1]*attn->ne[2]/n_head_kv;
 
         std::vector<float> columns(n_used*n_wide);
 
-        for (int64_t task = n_tile*n_head_kv*ith/nth; task < n_tile*n_head_kv*(ith + 1)/nth; ++task) {
+        for (int64_t task = ith; task < n_tile*n_head_kv; task += nth) {
             const int64_t h     = task/n_tile;
             const int64_t first = task%n_tile*n_wide;
             const int64_t n     = std::min(n_wide, head_dim - first);
-            for (int64_t j = 0; j < n_used; ++j) {
+            const int64_t begin = ((const int32_t *) absent->data)[h];
+            for (int64_t j = begin; j < n_used; ++j) {
                 v.read(h*n_used + j, first, n, columns.data() + j*n_wide); // what is beyond n counts for nothing
             }
             for (int64_t w = 0; w < n_query; w += n_few) {
@@ -286,7 +296,7 @@ struct outputs {
                     rows[r] = (const float *) attn->data + (h*n_query + std::min(w + r, n_query - 1))*n_used;
                 }
                 tile<n_lane, n_wide, n_few> sums;
-                sums.multiply(rows, columns.data(), 0, n_used);
+                sums.multiply(rows, columns.data(), begin, n_used);
                 sums.store_to((float *) dst->data + (h*n_query + w)*head_dim + first, head_dim, n_query - w, n);
             }
         }
@@ -321,21 +331,19 @@ RESTKV_INLINE float sum_lanes(vec<n_lane> sums) {
 struct distance {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * idxs    = dst->src[1];
-        const ggml_tensor * factors = dst->src[2]; // [head_dim, head_dim*n_gqa, n_head_kv]
-        const ggml_tensor * z       = dst->src[3];
+        const ggml_tensor * absent  = dst->src[2];
+        const ggml_tensor * factors = dst->src[3]; // [head_dim, head_dim*n_gqa, n_head_kv]
+        const ggml_tensor * z       = dst->src[4];
         GGML_UNUSED(userdata);
 
-        restkv_reader v(dst->src[0], idxs);
+        restkv_reader v(dst->src[0], dst->src[1]);
         const int64_t head_dim  = factors->ne[0];
         const int64_t n_used    = dst->ne[0];
         const int64_t n_z       = dst->ne[1];
-        const int64_t n_head_kv = idxs->ne[0]/n_used;
-        const int64_t n_gqa     = dst->ne[2]/n_head_kv;
+        const int64_t n_gqa     = dst->ne[2]/absent->ne[0];
         const int64_t n_tile    = (head_dim + n_col - 1)/n_col;
         const int64_t n_filled  = n_tile*n_col;
         const int64_t n_some    = 8*n_row; // rows that stay in the first cache for all heads of a group
-        const int64_t n_chunk   = (n_used + n_some - 1)/n_some;
 
         std::vector<float> columns(n_gqa*head_dim*n_filled); // the last tile of a head filled up with 0
         std::vector<int64_t> begin(n_gqa*n_tile);
@@ -343,15 +351,14 @@ struct distance {
         std::vector<float> targets(n_z*n_filled);
         std::vector<float> sums(n_z*n_row*n_lane);
 
-        for (int64_t task = n_chunk*n_head_kv*ith/nth, arranged = -1; task < n_chunk*n_head_kv*(ith + 1)/nth; ++task) {
-            const int64_t h_kv = task/n_chunk;
+        int64_t arranged = -1;
+        zero_absent(dst, absent, ith, nth);
+        for (const auto & [h_kv, first, n] : restkv_share(absent, n_used, n_some, ith, nth)) {
             for (int64_t g = 0; g < n_gqa && arranged != h_kv; ++g) {
                 arrange_columns((const float *) factors->data + (h_kv*n_gqa + g)*head_dim*head_dim, head_dim, columns.data() + g*head_dim*n_filled, begin.data() + g*n_tile);
             }
             arranged = h_kv;
 
-            const int64_t first = task%n_chunk*n_some;
-            const int64_t n     = std::min(n_some, n_used - first);
             for (int64_t j = 0; j < n; ++j) {
                 v.read(h_kv*n_used + first + j, 0, head_dim, values.data() + j*head_dim);
             }

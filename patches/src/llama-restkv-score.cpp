@@ -29,13 +29,19 @@ struct window {
 struct layer_rows {
     const llama_restkv_layer * layer;
 
-    ggml_tensor * idxs; // I32 [n_used*n_head_kv]
-    ggml_tensor * mask; // F32 [n_used, n_window, n_head or 1]
-    ggml_tensor * fair; // F32 [1, n_window, n_head or 1]: rows that each query sees
+    ggml_tensor * idxs;   // I32 [n_used*n_head_kv]
+    ggml_tensor * absent; // I32 [n_head_kv]: slots before the oldest row
+    ggml_tensor * mask;   // F32 [n_used, n_window, n_head or 1]
+    ggml_tensor * fair;   // F32 [1, n_window, n_head or 1]: rows that each query sees
 };
 
 bool on_host(const llama_restkv_layer & layer) {
     return ggml_backend_buft_is_host(layer.buft);
+}
+
+// whether operations of our own compute attention, which leave absent slots out
+bool skips_absent(const llama_restkv_layer & layer) {
+    return llama_restkv_score_on_cpu().softmax && on_host(layer) && !layer.sinks;
 }
 
 // F32 [head_dim, n_used, n_head_kv]
@@ -58,8 +64,8 @@ ggml_tensor * contract(ggml_context * ctx, const llama_restkv_layer & layer, ggm
 ggml_tensor * logits(ggml_context * ctx, const layer_rows & rows, ggml_tensor * q, const window & win) {
     const auto & layer = *rows.layer;
     if (const auto op = llama_restkv_score_on_cpu().logits; op && on_host(layer)) {
-        ggml_tensor * srcs[] = { layer.pool_k, rows.idxs, q };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, win.n_used, q->ne[1], q->ne[2], 1, srcs, 3, op, GGML_N_TASKS_MAX, nullptr);
+        ggml_tensor * srcs[] = { layer.pool_k, rows.idxs, rows.absent, q };
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, win.n_used, q->ne[1], q->ne[2], 1, srcs, 4, op, GGML_N_TASKS_MAX, nullptr);
     }
     ggml_tensor * kq = ggml_mul_mat(ctx, gather(ctx, layer.pool_k, rows, win), q);
     ggml_prec_set_acc(kq, GGML_PREC_F32);
@@ -67,12 +73,13 @@ ggml_tensor * logits(ggml_context * ctx, const layer_rows & rows, ggml_tensor * 
 }
 
 // over dimension 0 of kq [n_used, n_window, n_head]; scale: at rest until the graph ends
-ggml_tensor * softmax(ggml_context * ctx, const llama_restkv_layer & layer, ggml_tensor * kq, ggml_tensor * mask, const float & scale) {
-    if (const auto op = llama_restkv_score_on_cpu().softmax; op && on_host(layer) && !layer.sinks) {
-        return ggml_custom_inplace(ctx, kq, &mask, 1, op, GGML_N_TASKS_MAX, const_cast<float *>(&scale));
+ggml_tensor * softmax(ggml_context * ctx, const layer_rows & rows, ggml_tensor * kq, const float & scale) {
+    if (skips_absent(*rows.layer)) {
+        ggml_tensor * srcs[] = { rows.mask, rows.absent };
+        return ggml_custom_inplace(ctx, kq, srcs, 2, llama_restkv_score_on_cpu().softmax, GGML_N_TASKS_MAX, const_cast<float *>(&scale));
     }
-    kq = ggml_soft_max_ext(ctx, kq, mask, scale, 0.0f);
-    ggml_soft_max_add_sinks(kq, layer.sinks);
+    kq = ggml_soft_max_ext(ctx, kq, rows.mask, scale, 0.0f);
+    ggml_soft_max_add_sinks(kq, rows.layer->sinks);
     return kq;
 }
 
@@ -87,11 +94,11 @@ ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & poo
     ggml_tensor * kq = logits(ctx, rows, q, win);
 
     if (pool.softcap == 0.0f) {
-        return softmax(ctx, layer, kq, rows.mask, layer.scale);
+        return softmax(ctx, rows, kq, layer.scale);
     }
     static const float unscaled = 1.0f;
     kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, layer.scale/pool.softcap)), pool.softcap);
-    return softmax(ctx, layer, kq, rows.mask, unscaled);
+    return softmax(ctx, rows, kq, unscaled);
 }
 
 // maximum over dimension 1: [n_used, n_window, n_head] -> [n_used, 1, n_head]
@@ -126,8 +133,8 @@ struct layer_values {
     ggml_tensor * outputs(ggml_context * ctx, ggml_tensor * attn) const {
         const auto & layer = *rows.layer;
         if (!copy) {
-            ggml_tensor * srcs[] = { layer.pool_v, rows.idxs, attn };
-            return ggml_custom_4d(ctx, GGML_TYPE_F32, layer.pool_v->ne[0], attn->ne[1], layer.n_head, 1, srcs, 3,
+            ggml_tensor * srcs[] = { layer.pool_v, rows.idxs, rows.absent, attn };
+            return ggml_custom_4d(ctx, GGML_TYPE_F32, layer.pool_v->ne[0], attn->ne[1], layer.n_head, 1, srcs, 4,
                     llama_restkv_score_on_cpu().outputs, GGML_N_TASKS_MAX, nullptr);
         }
         return contract(ctx, layer, copy, transpose(ctx, attn));
@@ -152,8 +159,8 @@ ggml_tensor * distance(ggml_context * ctx, const layer_values & v, ggml_tensor *
     const int64_t n_used   = v.win.n_used;
     const int64_t n_z      = z ? z->ne[1] : 1;
     if (!v.copy) {
-        ggml_tensor * srcs[] = { layer.pool_v, v.rows.idxs, layer.factors, z };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 4 : 3,
+        ggml_tensor * srcs[] = { layer.pool_v, v.rows.idxs, v.rows.absent, layer.factors, z };
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 5 : 4,
                 llama_restkv_score_on_cpu().distance, GGML_N_TASKS_MAX, nullptr);
     }
     ggml_tensor * image = ggml_reshape_4d(ctx, ggml_mul_mat(ctx, layer.factors, v.copy), head_dim, layer.n_gqa, n_used, layer.n_head_kv);
@@ -257,7 +264,8 @@ struct window_data {
         rows = pool.window_rows(n_used, args.n_skip + args.n_window);
         rows.resize(args.n_window);
         slots = pool.window_slots(rows);
-        add_head(0, mask, fair);
+        add_mask(0, mask);
+        add_fair(0, fair);
 
         uint32_t n_head = 0;
         for (const auto & layer : pool.layers) {
@@ -279,8 +287,8 @@ struct window_data {
         std::fill(past.end() - std::min<size_t>(n_used, n_window), past.end(), 0.0f);
     }
 
-    // appends what a head sees whose slots [0, absent) hold nothing
-    void add_head(uint32_t absent, std::vector<float> & mask, std::vector<float> & fair) const {
+    // append what a head sees whose slots [0, absent) hold nothing
+    void add_mask(uint32_t absent, std::vector<float> & mask) const {
         size_t row = mask.size();
         mask.resize(row + slots.size()*n_used, -INFINITY);
         for (const uint32_t slot : slots) {
@@ -288,6 +296,11 @@ struct window_data {
                 std::fill(mask.begin() + row + absent, mask.begin() + row + slot + 1, 0.0f);
             }
             row += n_used;
+        }
+    }
+
+    void add_fair(uint32_t absent, std::vector<float> & fair) const {
+        for (const uint32_t slot : slots) {
             fair.push_back(slot + 1 > absent ? slot + 1 - absent : 1);
         }
     }
@@ -296,6 +309,10 @@ struct window_data {
 bool has_absent(const llama_restkv_layer & layer) {
     const auto & absent = layer.segments.absent;
     return *std::max_element(absent.begin(), absent.end()) > 0;
+}
+
+bool wants_masks(const llama_restkv_layer & layer) { // of its own, one for each head
+    return has_absent(layer) && !skips_absent(layer);
 }
 
 // One graph: the contractions of neighbouring layers.
@@ -360,13 +377,20 @@ private:
     layer_rows rows_of(const llama_restkv_layer & layer) {
         auto & own = per_layer.emplace_back();
         own.idxs = pool.rows_of(layer, win.n_used);
-        layer_rows rows = { &layer, run.input(GGML_TYPE_I32, own.idxs.data(), own.idxs.size()), win.mask, win.fair };
-        if (has_absent(layer)) {
-            for (uint32_t h = 0; h < layer.n_head; ++h) {
-                data.add_head(layer.segments.absent[h/layer.n_gqa], own.mask, own.fair);
+        own.absent.assign(layer.segments.absent.begin(), layer.segments.absent.end());
+        layer_rows rows = { &layer, run.input(GGML_TYPE_I32, own.idxs.data(), own.idxs.size()),
+                            run.input(GGML_TYPE_I32, own.absent.data(), own.absent.size()), win.mask, win.fair };
+        for (uint32_t h = 0; h < layer.n_head && has_absent(layer); ++h) {
+            data.add_fair(own.absent[h/layer.n_gqa], own.fair);
+            if (wants_masks(layer)) {
+                data.add_mask(own.absent[h/layer.n_gqa], own.mask);
             }
-            rows.mask = run.input(GGML_TYPE_F32, own.mask.data(), win.n_used, win.n_window, layer.n_head);
+        }
+        if (has_absent(layer)) {
             rows.fair = run.input(GGML_TYPE_F32, own.fair.data(), 1, win.n_window, layer.n_head);
+        }
+        if (wants_masks(layer)) {
+            rows.mask = run.input(GGML_TYPE_F32, own.mask.data(), win.n_used, win.n_window, layer.n_head);
         }
         return rows;
     }
@@ -401,7 +425,7 @@ private:
     }
 
     struct layer_data {
-        std::vector<int32_t> idxs;
+        std::vector<int32_t> idxs, absent;
         std::vector<float>   mask, fair;
     };
 
@@ -428,7 +452,7 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
 
     const size_t nodes_layer = 70 + (args.flags & LLAMA_RESTKV_PER_QUERY ? 12*data.rows.size() : 0);
     size_t n_group = std::max<size_t>(1, max_nodes/nodes_layer);
-    if (std::any_of(pool.layers.begin(), pool.layers.end(), has_absent)) {
+    if (std::any_of(pool.layers.begin(), pool.layers.end(), wants_masks)) {
         const size_t n_head = data.mean.size()/data.rows.size();
         n_group = std::max<size_t>(1, std::min(n_group, max_bytes/(data.mask.size()*n_head*sizeof(float))));
     }

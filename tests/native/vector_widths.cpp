@@ -4,6 +4,7 @@
 #include "llama-restkv-score-cpu.cpp"
 
 #include <cstdio>
+#include <numeric>
 #include <random>
 
 namespace {
@@ -24,6 +25,12 @@ struct operand {
         tensor.data  = values.data();
     }
 };
+
+operand integers(const std::vector<int32_t> & made) {
+    std::vector<float> words(made.size());
+    std::memcpy(words.data(), made.data(), made.size()*sizeof(float));
+    return operand(std::move(words), made.size(), 1, 1);
+}
 
 template <typename op, int64_t n_lane>
 void run(operand & out, std::vector<float> & all, std::initializer_list<operand *> srcs, void * userdata = nullptr) {
@@ -53,20 +60,15 @@ std::vector<float> results() {
     for (const int64_t n_used : { 1, 5, 16, 37, 100 }) {
         for (const int64_t head_dim : { 20, 64 }) {
             for (const int64_t n_window : { 1, 7 }) {
-                operand kv      = random(head_dim, n_used*n_head_kv, 1);
-                operand idxs    = operand(std::vector<float>(n_used*n_head_kv), n_used*n_head_kv, 1, 1);
-                for (int32_t i = 0; i < idxs.tensor.ne[0]; ++i) {
-                    const int32_t row = idxs.tensor.ne[0] - 1 - i; // not in order
-                    std::memcpy(&idxs.values[i], &row, sizeof(row));
-                }
+                operand kv = random(head_dim, n_used*n_head_kv, 1);
+                std::vector<int32_t> rows(n_used*n_head_kv);
+                std::iota(rows.rbegin(), rows.rend(), 0); // not in order
+                operand idxs    = integers(rows);
                 operand q       = random(head_dim, n_window, n_head);
                 operand factors = random(head_dim, head_dim*n_head/n_head_kv, n_head_kv);
-                operand shared  = random(n_used, n_window, 1);
-                operand masks   = random(n_used, n_window, n_head);
-                for (operand * mask : { &shared, &masks }) {
-                    for (size_t i = 0; i < mask->values.size(); ++i) {
-                        mask->values[i] = i%n_used != 0 && mask->values[i] > 1.0f ? -INFINITY : 0.0f;
-                    }
+                operand mask    = random(n_used, n_window, 1);
+                for (size_t i = 0; i < mask.values.size(); ++i) {
+                    mask.values[i] = i%n_used + 1 != size_t(n_used) && mask.values[i] > 1.0f ? -INFINITY : 0.0f;
                 }
                 operand triangles = factors;
                 triangles.tensor.data = triangles.values.data();
@@ -80,13 +82,15 @@ std::vector<float> results() {
                 operand norm = random(n_used, 1, n_head);
                 float scale = 0.3f;
                 operand out = random(head_dim, n_window, n_head);
-                run<logits,   n_lane>(attn, all, { &kv, &idxs, &q });
-                run<softmax,  n_lane>(attn, all, { &attn, &shared }, &scale);
-                run<softmax,  n_lane>(attn, all, { &attn, &masks }, &scale);
-                run<maximum,  n_lane>(most, all, { &attn });
-                run<outputs,  n_lane>(out, all, { &kv, &idxs, &attn });
-                run<distance, n_lane>(attn, all, { &kv, &idxs, &factors, &out });
-                run<distance, n_lane>(norm, all, { &kv, &idxs, &triangles });
+                for (const int32_t n_absent : { 0, int32_t(n_used/3), int32_t(n_used - 1) }) {
+                    operand absent = integers({ n_absent, n_absent/2 });
+                    run<logits,   n_lane>(attn, all, { &kv, &idxs, &absent, &q });
+                    run<softmax,  n_lane>(attn, all, { &attn, &mask, &absent }, &scale);
+                    run<maximum,  n_lane>(most, all, { &attn });
+                    run<outputs,  n_lane>(out, all, { &kv, &idxs, &absent, &attn });
+                    run<distance, n_lane>(attn, all, { &kv, &idxs, &absent, &factors, &out });
+                    run<distance, n_lane>(norm, all, { &kv, &idxs, &absent, &triangles });
+                }
             }
         }
     }

@@ -55,8 +55,9 @@ RESTKV_INLINE void store(const vec<n_lane> & x, float * to) {
 
 // Products of short rows: ggml's kernels sum along a row, and with so few values they mostly add up what is left in their
 // registers. Here columns stand side by side, and the sums of some rows with them stay in registers (AVX2, AVX-512, NEON).
-constexpr int64_t n_row = 6;
 constexpr int64_t n_col = 16;
+template <int64_t n_lane>
+constexpr int64_t n_row = n_lane == 16 ? 8 : 6; // AVX-512 has twice as many registers
 
 // n vectors side by side: members by name, because GCC keeps an array that a loop of its own fills in memory
 template <int64_t n_lane, int64_t n>
@@ -96,7 +97,7 @@ struct line<n_lane, 0> {
 };
 
 // n_rows rows of n_cols sums
-template <int64_t n_lane, int64_t n_cols = n_col, int64_t n_rows = n_row>
+template <int64_t n_lane, int64_t n_cols = n_col, int64_t n_rows = n_row<n_lane>>
 struct tile {
     typedef line<n_lane, n_cols/n_lane> line_of;
 
@@ -170,21 +171,24 @@ struct logits {
         const int64_t head_dim = q->ne[0];
         const int64_t n_used   = dst->ne[0];
         const int64_t n_query  = q->ne[1]*q->ne[2]/absent->ne[0]; // of the heads that share a KV head
+        constexpr int64_t n_rows = n_row<n_lane>;
 
-        std::vector<float> key(head_dim);
+        std::vector<float> keys(n_col*head_dim);
         std::vector<float> columns(head_dim*n_col); // sixteen keys side by side
 
         zero_absent(dst, absent, ith, nth);
         for (const auto & [h, first, n] : restkv_share(absent, n_used, n_col, ith, nth)) {
             for (int64_t j = 0; j < n; ++j) {
-                k.read(h*n_used + first + j, 0, head_dim, key.data());
-                for (int64_t i = 0; i < head_dim; ++i) {
-                    columns[i*n_col + j] = key[i];
+                k.read(h*n_used + first + j, 0, head_dim, keys.data() + j*head_dim);
+            }
+            for (int64_t i = 0; i < head_dim; ++i) {
+                for (int64_t j = 0; j < n_col; ++j) {
+                    columns[i*n_col + j] = keys[j*head_dim + i];
                 }
             }
-            for (int64_t w = 0; w < n_query; w += n_row) {
-                const float * rows[n_row];
-                for (int64_t r = 0; r < n_row; ++r) {
+            for (int64_t w = 0; w < n_query; w += n_rows) {
+                const float * rows[n_rows];
+                for (int64_t r = 0; r < n_rows; ++r) {
                     rows[r] = (const float *) q->data + (h*n_query + std::min(w + r, n_query - 1))*head_dim;
                 }
                 tile<n_lane> sums;
@@ -194,6 +198,18 @@ struct logits {
         }
     }
 };
+
+// Halves added until one float is left; GCC takes a vector apart lane by lane.
+template <int64_t n_lane>
+RESTKV_INLINE float sum_lanes(const float * from) {
+    if constexpr (n_lane == 1) {
+        return from[0];
+    } else {
+        float half[n_lane/2];
+        store<n_lane/2>(load<n_lane/2>(from) + load<n_lane/2>(from + n_lane/2), half);
+        return sum_lanes<n_lane/2>(half);
+    }
+}
 
 // exp(x) for x <= 0, by a polynomial over [-ln 2/2, ln 2/2]; 0 below the normal numbers
 template <int64_t n_lane>
@@ -250,12 +266,11 @@ struct softmax {
                 store<n_lane>(x, shares.data() + j);
                 sums += x;
             }
-            float sum = 0.0f;
-            for (int64_t l = 0; l < n_lane; ++l) {
-                sum += sums[l];
-            }
+            float lanes[n_lane];
+            store<n_lane>(sums, lanes);
+            const float share_of_1 = 1.0f/sum_lanes<n_lane>(lanes);
             for (int64_t j = 0; j < n; ++j) {
-                row[j] = shares[j]/sum;
+                row[j] = shares[j]*share_of_1;
             }
         }
     }
@@ -317,15 +332,6 @@ void arrange_columns(const float * f, int64_t head_dim, float * columns, int64_t
     }
 }
 
-template <int64_t n_lane>
-RESTKV_INLINE float sum_lanes(vec<n_lane> sums) {
-    for (int64_t half = n_lane/2; half > 0; half /= 2) {
-        for (int64_t l = 0; l < half; ++l) {
-            sums[l] += sums[l + half];
-        }
-    }
-    return sums[0];
-}
 
 // ||v F - z|| in one pass: the images v F, as large as the cache for each query head of a group, never reach memory.
 struct distance {
@@ -343,13 +349,14 @@ struct distance {
         const int64_t n_gqa     = dst->ne[2]/absent->ne[0];
         const int64_t n_tile    = (head_dim + n_col - 1)/n_col;
         const int64_t n_filled  = n_tile*n_col;
-        const int64_t n_some    = 8*n_row; // rows that stay in the first cache for all heads of a group
+        constexpr int64_t n_rows = n_row<n_lane>;
+        constexpr int64_t n_some = 8*n_rows; // rows that stay in the first cache for all heads of a group
 
         std::vector<float> columns(n_gqa*head_dim*n_filled); // the last tile of a head filled up with 0
         std::vector<int64_t> begin(n_gqa*n_tile);
         std::vector<float> values(n_some*head_dim);
         std::vector<float> targets(n_z*n_filled);
-        std::vector<float> sums(n_z*n_row*n_lane);
+        std::vector<float> sums(n_z*n_rows*n_lane);
 
         int64_t arranged = -1;
         zero_absent(dst, absent, ith, nth);
@@ -368,9 +375,9 @@ struct distance {
                     const float * from = (const float *) z->data + (h*n_z + w)*head_dim;
                     std::copy(from, from + head_dim, targets.begin() + w*n_filled);
                 }
-                for (int64_t j = 0; j < n; j += n_row) {
-                    const float * rows[n_row];
-                    for (int64_t r = 0; r < n_row; ++r) {
+                for (int64_t j = 0; j < n; j += n_rows) {
+                    const float * rows[n_rows];
+                    for (int64_t r = 0; r < n_rows; ++r) {
                         rows[r] = values.data() + std::min(j + r, n - 1)*head_dim;
                     }
                     std::fill(sums.begin(), sums.end(), 0.0f);
@@ -380,13 +387,13 @@ struct distance {
                         for (int64_t w = 0; w < n_z; ++w) {
                             typename tile<n_lane>::line_of target;
                             target.load_from(targets.data() + w*n_filled + t*n_col);
-                            image.add_squares(sums.data() + w*n_row*n_lane, target);
+                            image.add_squares(sums.data() + w*n_rows*n_lane, target);
                         }
                     }
                     for (int64_t w = 0; w < n_z; ++w) {
                         float * out = (float *) dst->data + (h*n_z + w)*n_used + first + j;
-                        for (int64_t r = 0; r < n_row && j + r < n; ++r) {
-                            out[r] = std::sqrt(sum_lanes<n_lane>(load<n_lane>(sums.data() + (w*n_row + r)*n_lane)));
+                        for (int64_t r = 0; r < n_rows && j + r < n; ++r) {
+                            out[r] = std::sqrt(sum_lanes<n_lane>(sums.data() + (w*n_rows + r)*n_lane));
                         }
                     }
                 }

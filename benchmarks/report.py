@@ -162,9 +162,9 @@ def kvpress_multikey() -> str:
     return side_by_side.table(rows, [], "read")
 
 
-def kvpress_long(n_tokens: int) -> str:
+def kvpress_long(name: str) -> str:
     """One long prompt through both: what was found, and what it took."""
-    rows = side_by_side.read_rows(RESULTS / f"side-by-side-{n_tokens}")
+    rows = side_by_side.read_rows(RESULTS / f"side-by-side-{name}")
     return side_by_side.table(rows, rows, "read")
 
 
@@ -175,9 +175,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "talk": lambda: talk.table(read("talk")),
     "bench-choice": bench_choice,
     "bench": lambda: bench().to_markdown(with_profile=True),
-    "bench-before": lambda: bench("bench-before").to_markdown(),
-    "bench-score": lambda: bench("bench-score").to_markdown(),
-    "bench-avx512": lambda: bench("bench-avx512").to_markdown(with_profile=True),
+    "bench-avx2": lambda: bench("bench-avx2").to_markdown(with_profile=True),
+    "bench-avx2-rounds": lambda: bench("bench-avx2-rounds").to_markdown(),
     "bench-allocations": lambda: bench("bench-allocations").to_markdown(),
     "ruler-choice": ruler_choice,
     "ruler": lambda: write_report([read_log(RESULTS / f"{name}.jsonl") for name in RULER]),
@@ -189,9 +188,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranking-heldout": lambda: ranking.tables(read("ranking-heldout")),
     "kvpress-read": lambda: side_by_side.table(*kvpress(), "read"),
     "kvpress-multikey": kvpress_multikey,
-    "kvpress-8000": lambda: kvpress_long(8000),
-    "kvpress-16000": lambda: kvpress_long(16000),
-    "kvpress-32000": lambda: kvpress_long(32000),
+    "kvpress-8000": lambda: kvpress_long("8000"),
+    "kvpress-8000-bf16": lambda: kvpress_long("8000-bf16"),
+    "kvpress-16000": lambda: kvpress_long("16000"),
+    "kvpress-16000-bf16": lambda: kvpress_long("16000-bf16"),
+    "kvpress-32000": lambda: kvpress_long("32000"),
     "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {

@@ -162,10 +162,10 @@ def kvpress_multikey() -> str:
     return side_by_side.table(rows, [], "read")
 
 
-def kvpress_long(name: str) -> str:
-    """One long prompt through both: what was found, and what it took."""
+def kvpress_alone(name: str, known: str = "read") -> str:
+    """Prompts that had the machine to themselves: what was found, and what it took."""
     rows = side_by_side.read_rows(RESULTS / f"side-by-side-{name}")
-    return side_by_side.table(rows, rows, "read")
+    return side_by_side.table(rows, rows, known)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -188,11 +188,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranking-heldout": lambda: ranking.tables(read("ranking-heldout")),
     "kvpress-read": lambda: side_by_side.table(*kvpress(), "read"),
     "kvpress-multikey": kvpress_multikey,
-    "kvpress-8000": lambda: kvpress_long("8000"),
-    "kvpress-8000-bf16": lambda: kvpress_long("8000-bf16"),
-    "kvpress-16000": lambda: kvpress_long("16000"),
-    "kvpress-16000-bf16": lambda: kvpress_long("16000-bf16"),
-    "kvpress-32000": lambda: kvpress_long("32000"),
+    "kvpress-multikey-unknown": lambda: kvpress_alone("multikey-unknown", "unknown"),
+    "kvpress-8000": lambda: kvpress_alone("8000"),
+    "kvpress-8000-bf16": lambda: kvpress_alone("8000-bf16"),
+    "kvpress-16000": lambda: kvpress_alone("16000"),
+    "kvpress-16000-bf16": lambda: kvpress_alone("16000-bf16"),
+    "kvpress-32000": lambda: kvpress_alone("32000"),
     "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {

@@ -380,16 +380,16 @@ private:
         own.absent.assign(layer.segments.absent.begin(), layer.segments.absent.end());
         layer_rows rows = { &layer, run.input(GGML_TYPE_I32, own.idxs.data(), own.idxs.size()),
                             run.input(GGML_TYPE_I32, own.absent.data(), own.absent.size()), win.mask, win.fair };
-        for (uint32_t h = 0; h < layer.n_head && has_absent(layer); ++h) {
-            data.add_fair(own.absent[h/layer.n_gqa], own.fair);
-            if (wants_masks(layer)) {
-                data.add_mask(own.absent[h/layer.n_gqa], own.mask);
-            }
-        }
         if (has_absent(layer)) {
+            for (uint32_t h = 0; h < layer.n_head; ++h) {
+                data.add_fair(own.absent[h/layer.n_gqa], own.fair);
+            }
             rows.fair = run.input(GGML_TYPE_F32, own.fair.data(), 1, win.n_window, layer.n_head);
         }
         if (wants_masks(layer)) {
+            for (uint32_t h = 0; h < layer.n_head; ++h) {
+                data.add_mask(own.absent[h/layer.n_gqa], own.mask);
+            }
             rows.mask = run.input(GGML_TYPE_F32, own.mask.data(), win.n_used, win.n_window, layer.n_head);
         }
         return rows;

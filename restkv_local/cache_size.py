@@ -93,7 +93,7 @@ def check_memory(
     """
     need = (
         n_rows * kv_bytes_per_token(shape, config.type_k, config.type_v)
-        + scoring_bytes(shape, n_ring)
+        + scoring_bytes(shape, n_ring, n_rows)
         + swa_cache_bytes(shape, config.n_ubatch, config.type_k, config.type_v)
     )
     free = psutil.virtual_memory().available + n_freed

@@ -192,6 +192,8 @@ class Observation:
     @property
     def n_absent(self) -> I32:
         """Places before the oldest row of each KV head: (n_head_kv,)."""
+        if (self.positions[:, :1] >= 0).all():  # a pass over a column, not over all rows
+            return np.zeros(self.n_head_kv, np.int32)
         absent: I32 = np.count_nonzero(self.positions < 0, axis=1).astype(np.int32)
         return absent
 

@@ -78,6 +78,7 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
     std::map<ggml_backend_buffer_type_t, int64_t> front, reach;
 
     bool direct = true;
+    bool normed = true; // every row that stays
     const int32_t * slot = keep;
     for (size_t i = 0; i < pool.layers.size(); ++i) {
         const auto & layer = pool.layers[i];
@@ -97,6 +98,7 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
             for (int32_t j = 0; j < n; ++j) {
                 cur.from.push_back(layer.segments.base[h] + *slot++);
             }
+            normed = normed && slot[-1] < (int32_t) pool.n_normed;
             cur.packed.push_back(front[layer.buft]);
             front[layer.buft] += n;
             reach[layer.buft] = cur.to[h] + n;
@@ -104,7 +106,7 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
     }
 
     // one graph for all layers: either all rows move or none
-    llama_restkv_run run(ctx, 16*pool.layers.size() + 12*pool.n_cols);
+    llama_restkv_run run(ctx, 20*pool.layers.size() + 18*pool.n_cols);
     ggml_context * c = run.get_ctx();
 
     size_t n_shift = 0;
@@ -143,17 +145,24 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
             scatter(run, gather(layer.pool_k), layer.pool_k, to, n_keep + layer.idx_col);
         }
         scatter(run, gather(layer.pool_v), layer.pool_v, to, n_keep + layer.idx_col);
+        if (normed && layer.norms) {
+            scatter(run, gather(layer.norms), layer.norms, to, n_keep + layer.idx_col);
+        }
         if (shift) {
             shift += cur.from.size();
         }
     }
     for (auto cur = jobs.rbegin(); !direct && cur != jobs.rend(); ++cur) {
         const auto & layer = pool.layers[cur->i];
-        for (auto * rows : { layer.pool_k, layer.pool_v }) {
+        for (auto * rows : { layer.pool_k, layer.pool_v, normed ? layer.norms : nullptr }) {
+            if (!rows) {
+                continue;
+            }
             ggml_tensor * copy = ggml_cont(c, words(c, rows, cur->packed[0], cur->from.size(), 1, cur->from.size()));
             scatter(run, copy, rows, cur->to, n_keep + layer.idx_col);
         }
     }
     run.compute();
     pool.set_layout(std::vector<llama_restkv_segments>(next));
+    pool.n_normed = normed ? *std::max_element(n_keep, n_keep + pool.n_cols) : 0;
 }

@@ -198,13 +198,24 @@ void llama_restkv_pool::alloc() {
         ggml_set_name(pool_k, "restkv_pool_k");
         ggml_set_name(pool_v, "restkv_pool_v");
 
-        auto ctx_scoring = new_ctx(2*mine.size() + 1);
+        auto ctx_scoring = new_ctx(2*mine.size() + 2);
         dev.hole = ggml_new_tensor_1d(ctx_scoring.get(), GGML_TYPE_F16, 2*bucket_of(dev.buft));
         ggml_set_name(dev.hole, "restkv_hole");
+
+        ggml_tensor * norms = nullptr;
+        if (ggml_backend_buft_is_host(dev.buft)) {
+            uint32_t n_gqa = 0;
+            for (const auto * layer : mine) {
+                n_gqa = std::max(n_gqa, layer->n_gqa);
+            }
+            norms = ggml_new_tensor_2d(ctx_scoring.get(), GGML_TYPE_F32, n_gqa, dev.n_rows);
+            ggml_set_name(norms, "restkv_norms");
+        }
 
         for (auto * layer : mine) {
             layer->pool_k = pool_k;
             layer->pool_v = pool_v;
+            layer->norms  = norms;
 
             const auto alias = [&](ggml_tensor * pool) {
                 const int64_t n_embd = pool->ne[0]*layer->n_head_kv;
@@ -263,6 +274,7 @@ ggml_tensor * llama_restkv_pool::build_idxs(ggml_context * ctx, uint32_t n_token
 void llama_restkv_pool::set_idxs(ggml_tensor * dst, const std::vector<uint32_t> & slots, bool with_ring) {
     const size_t n_tokens = slots.size();
     std::vector<int64_t> data(ggml_nelements(dst));
+    n_normed = std::min(n_normed, slots[0]);
 
     for (const auto & layer : layers) {
         int64_t * out = data.data() + layer.idx_col*n_tokens;

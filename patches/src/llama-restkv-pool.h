@@ -58,6 +58,7 @@ struct llama_restkv_layer {
 
     ggml_tensor * ring    = nullptr; // F32 [head_dim_k*n_head, n_ring]
     ggml_tensor * factors = nullptr; // F32 [head_dim_v, head_dim_v*n_gqa, n_head_kv]
+    ggml_tensor * norms   = nullptr; // F32 [n_gqa or more, rows of the device]: ||v F||^2; null where a row is not kept on the host
 
     // as the model's graph passed them to attention
     float         scale = 0.0f;
@@ -105,6 +106,10 @@ public:
     std::vector<int32_t>  window_rows (uint32_t n_used, uint32_t n_max) const;
     std::vector<uint32_t> window_slots(const std::vector<int32_t> & rows) const;
     void forget_queries() { n_seen = 0; }
+
+    // A row's norms are computed once: it moves, and never changes. Slots [0, n_normed) have them.
+    uint32_t n_normed = 0;
+
     void set_queries(uint32_t n, uint32_t n_used); // ring rows [0, n) hold the queries of the newest n slots
 
     uint32_t n_slots;  // no segment may hold more

@@ -82,11 +82,12 @@ struct restkv_part {
     int64_t head, first, n;
 };
 
-// A thread's share of the rows that KV heads hold, at most n_some at a time: in the slots before absent [n_head_kv] there are none.
-inline std::vector<restkv_part> restkv_share(const ggml_tensor * absent, int64_t n_used, int64_t n_some, int ith, int nth) {
+// A thread's share of the rows that KV heads hold in slots [begin, n_used), at most n_some at a time: in the slots before
+// absent [n_head_kv] there are none.
+inline std::vector<restkv_part> restkv_share(const ggml_tensor * absent, int64_t begin, int64_t n_used, int64_t n_some, int ith, int nth) {
     std::vector<restkv_part> parts;
     for (int64_t h = 0; h < absent->ne[0]; ++h) {
-        for (int64_t first = ((const int32_t *) absent->data)[h]; first < n_used; first += n_some) {
+        for (int64_t first = std::max<int64_t>(begin, ((const int32_t *) absent->data)[h]); first < n_used; first += n_some) {
             parts.push_back({ h, first, std::min(n_some, n_used - first) });
         }
     }

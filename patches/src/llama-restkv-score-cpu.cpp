@@ -177,7 +177,7 @@ struct logits {
         std::vector<float> columns(head_dim*n_col); // sixteen keys side by side
 
         zero_absent(dst, absent, ith, nth);
-        for (const auto & [h, first, n] : restkv_share(absent, n_used, n_col, ith, nth)) {
+        for (const auto & [h, first, n] : restkv_share(absent, 0, n_used, n_col, ith, nth)) {
             for (int64_t j = 0; j < n; ++j) {
                 k.read(h*n_used + first + j, 0, head_dim, keys.data() + j*head_dim);
             }
@@ -332,68 +332,177 @@ void arrange_columns(const float * f, int64_t head_dim, float * columns, int64_t
     }
 }
 
+// What the factors F make of a KV head's rows, for each of its query heads: as large as the cache for each, and never in memory.
+template <int64_t n_lane>
+struct images {
+    static constexpr int64_t n_rows = n_row<n_lane>;
 
-// ||v F - z|| in one pass: the images v F, as large as the cache for each query head of a group, never reach memory.
-struct distance {
+    const ggml_tensor * factors; // [head_dim, head_dim*n_gqa, n_head_kv]
+    const int64_t head_dim = factors->ne[0];
+    const int64_t n_gqa    = factors->ne[1]/head_dim;
+    const int64_t n_tile   = (head_dim + n_col - 1)/n_col;
+    const int64_t n_filled = n_tile*n_col;
+
+    int64_t head = -1;
+    std::vector<float>   columns = std::vector<float>(n_gqa*head_dim*n_filled); // the last tile of a head filled up with 0
+    std::vector<int64_t> begin   = std::vector<int64_t>(n_gqa*n_tile);
+    std::vector<float>   sums    = {};
+
+    explicit images(const ggml_tensor * factors) : factors(factors) {}
+
+    const float * of(int64_t h_kv, int64_t g) const { return (const float *) factors->data + (h_kv*n_gqa + g)*head_dim*head_dim; }
+
+    void arrange(int64_t h_kv) {
+        for (int64_t g = 0; g < n_gqa && head != h_kv; ++g) {
+            arrange_columns(of(h_kv, g), head_dim, columns.data() + g*head_dim*n_filled, begin.data() + g*n_tile);
+        }
+        head = h_kv;
+    }
+
+    // ||rows[r] F - z||^2 for query head g, z [n_filled, n_z] -> out[w*n_rows + r]
+    RESTKV_INLINE void squares(const float * const * rows, int64_t g, const float * z, int64_t n_z, float * out) {
+        sums.assign(n_z*n_rows*n_lane, 0.0f);
+        for (int64_t t = 0; t < n_tile; ++t) {
+            tile<n_lane> image;
+            image.multiply(rows, columns.data() + (g*n_tile + t)*head_dim*n_col, begin[g*n_tile + t], head_dim);
+            for (int64_t w = 0; w < n_z; ++w) {
+                typename tile<n_lane>::line_of target;
+                target.load_from(z + w*n_filled + t*n_col);
+                image.add_squares(sums.data() + w*n_rows*n_lane, target);
+            }
+        }
+        for (int64_t i = 0; i < n_z*n_rows; ++i) {
+            out[i] = sum_lanes<n_lane>(sums.data() + i*n_lane);
+        }
+    }
+};
+
+template <int64_t n_lane>
+constexpr int64_t n_some = 8*n_row<n_lane>; // rows that stay in the first cache for all heads of a group
+
+struct norms {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * absent  = dst->src[2];
-        const ggml_tensor * factors = dst->src[3]; // [head_dim, head_dim*n_gqa, n_head_kv]
-        const ggml_tensor * z       = dst->src[4];
-        GGML_UNUSED(userdata);
+        const ggml_tensor * absent = dst->src[3];
+        const uint32_t    n_normed = *(const uint32_t *) userdata;
+        constexpr int64_t n_rows   = n_row<n_lane>;
 
-        restkv_reader v(dst->src[0], dst->src[1]);
-        const int64_t head_dim  = factors->ne[0];
-        const int64_t n_used    = dst->ne[0];
-        const int64_t n_z       = dst->ne[1];
-        const int64_t n_gqa     = dst->ne[2]/absent->ne[0];
-        const int64_t n_tile    = (head_dim + n_col - 1)/n_col;
-        const int64_t n_filled  = n_tile*n_col;
-        constexpr int64_t n_rows = n_row<n_lane>;
-        constexpr int64_t n_some = 8*n_rows; // rows that stay in the first cache for all heads of a group
+        restkv_reader v(dst->src[1], dst->src[2]);
+        images<n_lane> image(dst->src[4]);
+        const int64_t n_used = dst->src[2]->ne[0]/absent->ne[0];
 
-        std::vector<float> columns(n_gqa*head_dim*n_filled); // the last tile of a head filled up with 0
-        std::vector<int64_t> begin(n_gqa*n_tile);
-        std::vector<float> values(n_some*head_dim);
-        std::vector<float> targets(n_z*n_filled);
-        std::vector<float> sums(n_z*n_rows*n_lane);
+        std::vector<float> values(n_some<n_lane>*image.head_dim);
+        const std::vector<float> zero(image.n_filled);
 
-        int64_t arranged = -1;
-        zero_absent(dst, absent, ith, nth);
-        for (const auto & [h_kv, first, n] : restkv_share(absent, n_used, n_some, ith, nth)) {
-            for (int64_t g = 0; g < n_gqa && arranged != h_kv; ++g) {
-                arrange_columns((const float *) factors->data + (h_kv*n_gqa + g)*head_dim*head_dim, head_dim, columns.data() + g*head_dim*n_filled, begin.data() + g*n_tile);
-            }
-            arranged = h_kv;
-
+        for (const auto & [h, first, n] : restkv_share(absent, n_normed, n_used, n_some<n_lane>, ith, nth)) {
+            image.arrange(h);
             for (int64_t j = 0; j < n; ++j) {
-                v.read(h_kv*n_used + first + j, 0, head_dim, values.data() + j*head_dim);
+                v.read(h*n_used + first + j, 0, image.head_dim, values.data() + j*image.head_dim);
             }
-            for (int64_t g = 0; g < n_gqa; ++g) {
-                const int64_t h = h_kv*n_gqa + g;
-                for (int64_t w = 0; z && w < n_z; ++w) {
-                    const float * from = (const float *) z->data + (h*n_z + w)*head_dim;
-                    std::copy(from, from + head_dim, targets.begin() + w*n_filled);
-                }
+            for (int64_t g = 0; g < image.n_gqa; ++g) {
                 for (int64_t j = 0; j < n; j += n_rows) {
                     const float * rows[n_rows];
                     for (int64_t r = 0; r < n_rows; ++r) {
-                        rows[r] = values.data() + std::min(j + r, n - 1)*head_dim;
+                        rows[r] = values.data() + std::min(j + r, n - 1)*image.head_dim;
                     }
-                    std::fill(sums.begin(), sums.end(), 0.0f);
-                    for (int64_t t = 0; t < n_tile; ++t) {
-                        tile<n_lane> image;
-                        image.multiply(rows, columns.data() + (g*n_tile + t)*head_dim*n_col, begin[g*n_tile + t], head_dim);
-                        for (int64_t w = 0; w < n_z; ++w) {
-                            typename tile<n_lane>::line_of target;
-                            target.load_from(targets.data() + w*n_filled + t*n_col);
-                            image.add_squares(sums.data() + w*n_rows*n_lane, target);
-                        }
+                    float squares[n_rows];
+                    image.squares(rows, g, zero.data(), 1, squares);
+                    for (int64_t r = 0; r < n_rows && j + r < n; ++r) {
+                        ((float *) dst->data)[v.idxs[h*n_used + first + j + r]*dst->ne[0] + g] = squares[r];
                     }
+                }
+            }
+        }
+    }
+};
+
+// ||v F - z||, by ||v F||^2 - 2 v (F z) + ||z||^2 unless that cancels: where a row takes all the attention, exactly. Such rows, by
+// direct difference. A sixteenth of the two squares leaves 20 bits.
+struct distance {
+    static constexpr float least = 1.0f/16;
+
+    template <int64_t n_lane>
+    static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
+        const ggml_tensor * absent = dst->src[2];
+        const ggml_tensor * norms  = dst->src[4];
+        const ggml_tensor * z      = dst->src[5];
+        GGML_UNUSED(userdata);
+        constexpr int64_t n_rows = n_row<n_lane>;
+
+        restkv_reader v(dst->src[0], dst->src[1]);
+        images<n_lane> image(dst->src[3]);
+        const int64_t head_dim = image.head_dim;
+        const int64_t n_gqa    = image.n_gqa;
+        const int64_t n_filled = image.n_filled;
+        const int64_t n_used   = dst->ne[0];
+        const int64_t n_z      = dst->ne[1];
+
+        std::vector<float> values(n_some<n_lane>*n_filled); // filled up with 0, as what follows
+        std::vector<float> targets(n_gqa*n_z*n_filled);     // z
+        std::vector<float> duals(n_gqa*n_z*n_filled);       // F z
+        std::vector<float> sizes(n_gqa*n_z);                // ||z||^2
+        std::vector<float> squares(n_z*n_rows);
+        int64_t near[n_some<n_lane>];
+
+        int64_t head = -1;
+        zero_absent(dst, absent, ith, nth);
+        for (const auto & [h_kv, first, n] : restkv_share(absent, 0, n_used, n_some<n_lane>, ith, nth)) {
+            for (int64_t i = 0; z && head != h_kv && i < n_gqa*n_z; ++i) {
+                const float * from = (const float *) z->data + (h_kv*n_gqa*n_z + i)*head_dim;
+                const float * f    = image.of(h_kv, i/n_z);
+                float * dual = duals.data() + i*n_filled;
+                std::copy(from, from + head_dim, targets.begin() + i*n_filled);
+                std::fill(dual, dual + head_dim, 0.0f);
+                sizes[i] = 0.0f;
+                for (int64_t o = 0; o < head_dim; ++o) {
+                    sizes[i] += from[o]*from[o];
+                    for (int64_t d = 0; d < head_dim; ++d) {
+                        dual[d] += from[o]*f[o*head_dim + d];
+                    }
+                }
+            }
+            head = h_kv;
+
+            for (int64_t j = 0; z && j < n; ++j) {
+                v.read(h_kv*n_used + first + j, 0, head_dim, values.data() + j*n_filled);
+            }
+            for (int64_t g = 0; g < n_gqa; ++g) {
+                float * out = (float *) dst->data + (h_kv*n_gqa + g)*n_z*n_used + first;
+                int64_t n_near = 0;
+                for (int64_t j = 0; j < n; ++j) {
+                    const float own = ((const float *) norms->data)[v.idxs[h_kv*n_used + first + j]*norms->ne[0] + g];
+                    if (!z) {
+                        out[j] = std::sqrt(own);
+                        continue;
+                    }
+                    bool is_near = false;
                     for (int64_t w = 0; w < n_z; ++w) {
-                        float * out = (float *) dst->data + (h*n_z + w)*n_used + first + j;
-                        for (int64_t r = 0; r < n_rows && j + r < n; ++r) {
-                            out[r] = std::sqrt(sum_lanes<n_lane>(sums.data() + (w*n_rows + r)*n_lane));
+                        const float * dual = duals.data() + (g*n_z + w)*n_filled;
+                        vec<n_lane> sum = {};
+                        for (int64_t d = 0; d < n_filled; d += n_lane) {
+                            sum += load<n_lane>(values.data() + j*n_filled + d)*load<n_lane>(dual + d);
+                        }
+                        float lanes[n_lane];
+                        store<n_lane>(sum, lanes);
+                        const float both   = own + sizes[g*n_z + w];
+                        const float square = both - 2.0f*sum_lanes<n_lane>(lanes);
+                        is_near = is_near || !(square >= least*both); // what is not a number, too
+                        out[w*n_used + j] = std::sqrt(square);
+                    }
+                    if (is_near) {
+                        near[n_near++] = j;
+                    }
+                }
+                for (int64_t k = 0; k < n_near; k += n_rows) {
+                    const float * rows[n_rows];
+                    for (int64_t r = 0; r < n_rows; ++r) {
+                        rows[r] = values.data() + near[std::min(k + r, n_near - 1)]*n_filled;
+                    }
+                    image.arrange(h_kv);
+                    image.squares(rows, g, targets.data() + g*n_z*n_filled, n_z, squares.data());
+                    for (int64_t w = 0; w < n_z; ++w) {
+                        for (int64_t r = 0; r < n_rows && k + r < n_near; ++r) {
+                            out[w*n_used + near[k + r]] = std::sqrt(squares[w*n_rows + r]);
                         }
                     }
                 }
@@ -409,10 +518,10 @@ struct distance {
 const llama_restkv_score_cpu & llama_restkv_score_on_cpu() {
 #ifdef __GNUC__
     static const llama_restkv_score_cpu ops = {
-        restkv_widest<maximum>(), restkv_widest<logits>(), restkv_widest<softmax>(), restkv_widest<outputs>(), restkv_widest<distance>(),
+        restkv_widest<maximum>(), restkv_widest<logits>(), restkv_widest<softmax>(), restkv_widest<outputs>(), restkv_widest<norms>(), restkv_widest<distance>(),
     };
 #else
-    static const llama_restkv_score_cpu ops = { restkv_widest<maximum>(), nullptr, nullptr, nullptr, nullptr };
+    static const llama_restkv_score_cpu ops = { restkv_widest<maximum>(), nullptr, nullptr, nullptr, nullptr, nullptr };
 #endif
     return ops;
 }

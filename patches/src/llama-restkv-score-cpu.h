@@ -10,7 +10,8 @@ struct llama_restkv_score_cpu {
     ggml_custom_op_t logits;   // rows of k, idxs, absent, q [head_dim, n_window, n_head] -> [n_used, n_window, n_head]
     ggml_custom_op_t softmax;  // kq [n_used, n_window, n_head] in place, mask [n_used, n_window], absent, userdata: the scale
     ggml_custom_op_t outputs;  // rows of v, idxs, absent, attn [n_used, n, n_head] -> [head_dim, n, n_head]
-    ggml_custom_op_t distance; // rows of v, idxs, absent, factors, z [head_dim, n_z, n_head] or null -> [n_used, n_z, n_head]
+    ggml_custom_op_t norms;    // norms [n_gqa or more, n_rows] in place, rows of v, idxs, absent, factors, userdata: slots that have them
+    ggml_custom_op_t distance; // rows of v, idxs, absent, factors, norms, z [head_dim, n_z, n_head] or null -> [n_used, n_z, n_head]
 };
 
 const llama_restkv_score_cpu & llama_restkv_score_on_cpu();

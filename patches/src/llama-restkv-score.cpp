@@ -15,6 +15,7 @@ namespace {
 struct window {
     uint32_t n_used;
     uint32_t n_window;
+    uint32_t n_normed; // slots that have norms
 
     ggml_tensor * rows;    // I32 [n_window]                      ring rows, oldest first
     ggml_tensor * mask;    // F32 [n_used, n_window]              causal
@@ -151,7 +152,7 @@ ggml_tensor * project_outputs(ggml_context * ctx, const layer_values & v, ggml_t
     return ggml_mul_mat(ctx, ggml_reshape_3d(ctx, layer.factors, head_dim, head_dim, layer.n_head), v.outputs(ctx, attn));
 }
 
-// ||v F - z|| by direct difference: expanded squares cancel exactly where a token takes all the attention
+// ||v F - z||; without operations of our own by direct difference: expanded squares cancel exactly where a token takes all the attention
 // z [head_dim, n_z, n_head], or null for 0 -> [n_used, n_z, n_head]
 ggml_tensor * distance(ggml_context * ctx, const layer_values & v, ggml_tensor * z) {
     const auto & layer = *v.rows.layer;
@@ -159,8 +160,11 @@ ggml_tensor * distance(ggml_context * ctx, const layer_values & v, ggml_tensor *
     const int64_t n_used   = v.win.n_used;
     const int64_t n_z      = z ? z->ne[1] : 1;
     if (!v.copy) {
-        ggml_tensor * srcs[] = { layer.pool_v, v.rows.idxs, v.rows.absent, layer.factors, z };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 5 : 4,
+        const auto & ops = llama_restkv_score_on_cpu();
+        ggml_tensor * args[] = { layer.pool_v, v.rows.idxs, v.rows.absent, layer.factors };
+        ggml_tensor * norms  = ggml_custom_inplace(ctx, layer.norms, args, 4, ops.norms, GGML_N_TASKS_MAX, const_cast<uint32_t *>(&v.win.n_normed));
+        ggml_tensor * srcs[] = { layer.pool_v, v.rows.idxs, v.rows.absent, layer.factors, norms, z };
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_used, n_z, layer.n_head, 1, srcs, z ? 6 : 5,
                 llama_restkv_score_on_cpu().distance, GGML_N_TASKS_MAX, nullptr);
     }
     ggml_tensor * image = ggml_reshape_4d(ctx, ggml_mul_mat(ctx, layer.factors, v.copy), head_dim, layer.n_gqa, n_used, layer.n_head_kv);
@@ -325,6 +329,7 @@ public:
         const int64_t n_head   = data.mean.size()/n_window;
         win.n_used   = data.n_used;
         win.n_window = n_window;
+        win.n_normed = pool.n_normed;
         win.rows     = run.input(GGML_TYPE_I32, data.rows.data(), n_window);
         win.mask     = run.input(GGML_TYPE_F32, data.mask.data(), data.n_used, n_window);
         win.fair     = run.input(GGML_TYPE_F32, data.fair.data(), 1, n_window);
@@ -465,5 +470,8 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
             graph.add_layer(pool.layers[i]);
         }
         graph.compute();
+    }
+    if (args.metric) {
+        pool.n_normed = n_used;
     }
 }

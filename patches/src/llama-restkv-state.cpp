@@ -144,4 +144,5 @@ void llama_restkv_state_read(llama_restkv_pool & pool, const void * data) {
         }
     }
     pool.set_queries(head.n_query, head.n_used);
+    pool.n_normed = 0;
 }

@@ -335,7 +335,9 @@ int32_t llama_restkv_set_probe(llama_context * ctx, bool probe) {
 
 int32_t llama_restkv_set_factors(llama_context * ctx, int32_t i, const float * factors) {
     return guarded([&]() -> int32_t {
-        auto * cur = layer_checked(*cache_checked(ctx).get_restkv(), i).factors;
+        auto & pool = *cache_checked(ctx).get_restkv();
+        auto * cur = layer_checked(pool, i).factors;
+        pool.n_normed = 0;
         ggml_backend_tensor_set(cur, factors, 0, ggml_nbytes(cur));
         return LLAMA_RESTKV_OK;
     });

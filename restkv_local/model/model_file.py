@@ -307,9 +307,9 @@ def swa_cache_bytes(
     return n_swa_layer * shape.n_head_kv * cells * kv_row_bytes(shape, type_k, type_v)
 
 
-def scoring_bytes(shape: ModelShape, n_ring: int) -> int:
-    """Bytes of what scoring keeps: the newest ``n_ring`` queries and the output factors, in float32."""
-    values = n_ring * shape.head_dim_k + shape.head_dim_v**2
+def scoring_bytes(shape: ModelShape, n_ring: int, n_rows: int) -> int:
+    """Bytes of what scoring keeps, in float32: the newest ``n_ring`` queries, factors, norms of ``n_rows`` rows."""
+    values = n_ring * shape.head_dim_k + shape.head_dim_v**2 + n_rows
     return len(shape.full_layers) * shape.n_head * values * 4
 
 

@@ -406,7 +406,9 @@ def test_the_memory_check_knows_what_scoring_takes(open_llama):
     llama = open_llama(MODELS["llama-gqa-2"], n_obs=2000)
     llama.engine.open(100, 16, 0)
     found = llama.native.allocated()["scoring"]
-    assert scoring_bytes(llama.shape, 2016) == pytest.approx(found, rel=0.02)
+    assert scoring_bytes(llama.shape, 2016, llama.engine.capacity) == pytest.approx(
+        found, rel=0.001
+    )
 
 
 def test_a_guide_of_ones_own_is_read_whole_or_refused(open_llama):

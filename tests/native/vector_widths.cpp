@@ -80,6 +80,7 @@ std::vector<float> results() {
                 operand attn = random(n_used, n_window, n_head);
                 operand most = random(n_used, 1, n_head);
                 operand norm = random(n_used, 1, n_head);
+                operand sizes = random(n_head/n_head_kv + 1, n_used*n_head_kv, 1); // wider than needed
                 float scale = 0.3f;
                 operand out = random(head_dim, n_window, n_head);
                 for (const int32_t n_absent : { 0, int32_t(n_used/3), int32_t(n_used - 1) }) {
@@ -88,8 +89,12 @@ std::vector<float> results() {
                     run<softmax,  n_lane>(attn, all, { &attn, &mask, &absent }, &scale);
                     run<maximum,  n_lane>(most, all, { &attn });
                     run<outputs,  n_lane>(out, all, { &kv, &idxs, &absent, &attn });
-                    run<distance, n_lane>(attn, all, { &kv, &idxs, &absent, &factors, &out });
-                    run<distance, n_lane>(norm, all, { &kv, &idxs, &absent, &triangles });
+                    for (operand * some : { &factors, &triangles }) {
+                        uint32_t n_normed = 0;
+                        run<norms,    n_lane>(sizes, all, { &sizes, &kv, &idxs, &absent, some }, &n_normed);
+                        run<distance, n_lane>(norm, all, { &kv, &idxs, &absent, some, &sizes });
+                        run<distance, n_lane>(attn, all, { &kv, &idxs, &absent, some, &sizes, &out });
+                    }
                 }
             }
         }

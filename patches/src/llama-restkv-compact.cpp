@@ -46,7 +46,15 @@ void scatter(llama_restkv_run & run, ggml_tensor * src, ggml_tensor * pool, cons
         const int64_t n = n_keep[h], n_head = next - h;
         if (n > 0) {
             ggml_tensor * from = ggml_view_3d(c, src, src->ne[0], n, n_head, src->nb[1], src->nb[1]*n, src->nb[1]*first);
-            run.expand(ggml_cpy(c, from, words(c, pool, starts[h], n, n_head, stride)));
+            ggml_tensor * to   = words(c, pool, starts[h], n, n_head, stride);
+            if (src->nb[1] < 64) { // a copy goes row by row: the few floats of norms as one for each head
+                for (auto * rows : { from, to }) {
+                    rows->ne[0] *= n;
+                    rows->ne[1]  = 1;
+                    rows->nb[1] *= n;
+                }
+            }
+            run.expand(ggml_cpy(c, from, to));
         }
         first += n*n_head;
     }

@@ -160,45 +160,6 @@ void zero_absent(ggml_tensor * dst, const ggml_tensor * absent, int ith, int nth
     }
 }
 
-struct logits {
-    template <int64_t n_lane>
-    static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * absent = dst->src[2];
-        const ggml_tensor * q      = dst->src[3];
-        GGML_UNUSED(userdata);
-
-        restkv_reader k(dst->src[0], dst->src[1]);
-        const int64_t head_dim = q->ne[0];
-        const int64_t n_used   = dst->ne[0];
-        const int64_t n_query  = q->ne[1]*q->ne[2]/absent->ne[0]; // of the heads that share a KV head
-        constexpr int64_t n_rows = n_row<n_lane>;
-
-        std::vector<float> keys(n_col*head_dim);
-        std::vector<float> columns(head_dim*n_col); // sixteen keys side by side
-
-        zero_absent(dst, absent, ith, nth);
-        for (const auto & [h, first, n] : restkv_share(absent, 0, n_used, n_col, ith, nth)) {
-            for (int64_t j = 0; j < n; ++j) {
-                k.read(h*n_used + first + j, 0, head_dim, keys.data() + j*head_dim);
-            }
-            for (int64_t i = 0; i < head_dim; ++i) {
-                for (int64_t j = 0; j < n_col; ++j) {
-                    columns[i*n_col + j] = keys[j*head_dim + i];
-                }
-            }
-            for (int64_t w = 0; w < n_query; w += n_rows) {
-                const float * rows[n_rows];
-                for (int64_t r = 0; r < n_rows; ++r) {
-                    rows[r] = (const float *) q->data + (h*n_query + std::min(w + r, n_query - 1))*head_dim;
-                }
-                tile<n_lane> sums;
-                sums.multiply(rows, columns.data(), 0, head_dim);
-                sums.store_to((float *) dst->data + (h*n_query + w)*n_used + first, n_used, n_query - w, n);
-            }
-        }
-    }
-};
-
 // Halves added until one float is left; GCC takes a vector apart lane by lane.
 template <int64_t n_lane>
 RESTKV_INLINE float sum_lanes(const float * from) {
@@ -226,51 +187,206 @@ RESTKV_INLINE vec<n_lane> exponential(const vec<n_lane> & x) {
     return x <= -87.0f ? vec<n_lane>{} : y*power; // NaN stays
 }
 
-// a query at a time while it is in the first cache
-struct softmax {
+// softmax(QK') of a few queries of one query head: no more than what stays in the second cache.
+template <int64_t n_lane>
+struct attending {
+    static constexpr int64_t n_rows = n_row<n_lane>;
+
+    const llama_restkv_attention_args & args;
+    restkv_reader       k;
+    const ggml_tensor * absent; // [n_head_kv]
+    const ggml_tensor * q;      // [head_dim, n_window, n_head]
+    const ggml_tensor * mask;   // [n_used, n_window]
+    const ggml_tensor * sinks;  // [n_head], or null
+
+    const int64_t head_dim = q->ne[0];
+    const int64_t n_window = q->ne[1];
+    const int64_t n_used   = mask->ne[0];
+    const int64_t n_gqa    = q->ne[2]/absent->ne[0];
+    const int64_t n_filled = (n_used + n_col - 1)/n_col*n_col + n_col; // queries a power of two apart would share few places of a cache
+
+    int64_t packed = -1; // KV head
+    int64_t first  = 0;  // slot of its oldest row
+    int64_t n      = 0;  // its rows
+    std::vector<float> columns = std::vector<float>(n_filled*head_dim); // sixteen keys side by side, then the next sixteen
+    std::vector<float> keys    = std::vector<float>(n_col*head_dim);
+    std::vector<float> shares  = std::vector<float>(LLAMA_RESTKV_N_QUERY*n_filled);
+    float factors[LLAMA_RESTKV_N_QUERY];
+
+    attending(const ggml_tensor * dst, const void * userdata) : args(*(const llama_restkv_attention_args *) userdata),
+        k(dst->src[0], dst->src[1]), absent(dst->src[2]), q(dst->src[3]), mask(dst->src[4]), sinks(dst->src[5]) {}
+
+    // A thread's share of the queries: some of a query head's at a time. Heads hold different numbers of rows: those are shared.
+    std::vector<restkv_part> share(int ith, int nth) const {
+        const auto n_rows_of = [&](int64_t h) { return n_used - ((const int32_t *) absent->data)[h/n_gqa]; };
+        int64_t total = 0, done = 0;
+        std::vector<restkv_part> parts;
+        for (int64_t h = 0; h < q->ne[2]; ++h) {
+            total += n_rows_of(h)*n_window;
+        }
+        for (int64_t h = 0; h < q->ne[2]; ++h) {
+            for (int64_t w = 0; w < n_window; w += LLAMA_RESTKV_N_QUERY) {
+                const int64_t n_here = std::min(LLAMA_RESTKV_N_QUERY, n_window - w);
+                if (done*nth/total == ith) {
+                    parts.push_back({ h, w, n_here });
+                }
+                done += n_rows_of(h)*n_here;
+            }
+        }
+        return parts;
+    }
+
+    // of n rows from slot `first` on: query i's shares are shares[i*n_filled...] times factors[i]
+    RESTKV_INLINE void run(const restkv_part & part) {
+        if (packed != part.head/n_gqa) {
+            packed = part.head/n_gqa;
+            pack();
+        }
+        multiply(part);
+        for (int64_t i = 0; i < part.n; ++i) {
+            factors[i] = exponentiate(part.head, part.first + i, shares.data() + i*n_filled);
+        }
+    }
+
+private:
+    RESTKV_INLINE void pack() {
+        first = ((const int32_t *) absent->data)[packed];
+        n     = n_used - first;
+        for (int64_t j = 0; j < n; j += n_col) {
+            for (int64_t c = 0; c < n_col; ++c) { // the last one stands in beyond the end
+                k.read(packed*n_used + first + std::min(j + c, n - 1), 0, head_dim, keys.data() + c*head_dim);
+            }
+            float * to = columns.data() + j*head_dim;
+            for (int64_t i = 0; i < head_dim; ++i) {
+                for (int64_t c = 0; c < n_col; ++c) {
+                    to[i*n_col + c] = keys[c*head_dim + i];
+                }
+            }
+        }
+    }
+
+    RESTKV_INLINE void multiply(const restkv_part & part) {
+        const float * queries = (const float *) q->data + (part.head*n_window + part.first)*head_dim;
+        for (int64_t j = 0; j < n; j += n_col) { // a tile of keys stays in the first cache for all queries
+            for (int64_t i = 0; i < part.n; i += n_rows) {
+                const float * rows[n_rows];
+                for (int64_t r = 0; r < n_rows; ++r) {
+                    rows[r] = queries + std::min(i + r, part.n - 1)*head_dim;
+                }
+                tile<n_lane> sums;
+                sums.multiply(rows, columns.data() + j*head_dim, 0, head_dim);
+                sums.store_to(shares.data() + i*n_filled + j, n_filled, part.n - i, n_col);
+            }
+        }
+    }
+
+    // products of a query -> shares, but for a factor that is returned
+    RESTKV_INLINE float exponentiate(int64_t h, int64_t w, float * row) const {
+        const float * m = (const float *) mask->data + w*n_used + first;
+        if (args.softcap != 0.0f) {
+            for (int64_t j = 0; j < n; ++j) {
+                row[j] = args.softcap/args.scale*std::tanh(row[j]*(args.scale/args.softcap));
+            }
+        }
+        const int64_t n_whole = n/n_lane*n_lane, n_padded = (n + n_lane - 1)/n_lane*n_lane;
+        vec<n_lane> most = vec<n_lane>{} - INFINITY;
+        for (int64_t j = 0; j < n_whole; j += n_lane) {
+            const vec<n_lane> x = load<n_lane>(row + j)*args.scale + load<n_lane>(m + j);
+            store<n_lane>(x, row + j);
+            most = most < x ? x : most;
+        }
+        float max = sinks ? ((const float *) sinks->data)[h] : -INFINITY;
+        for (int64_t l = 0; l < n_lane; ++l) {
+            max = std::max<float>(max, most[l]);
+        }
+        for (int64_t j = n_whole; j < n_padded; ++j) { // the last vector filled up with what has no share
+            row[j] = j < n ? row[j]*args.scale + m[j] : -INFINITY;
+            max = std::max(max, row[j]);
+        }
+        vec<n_lane> sums = {};
+        for (int64_t j = 0; j < n_padded; j += n_lane) {
+            const vec<n_lane> x = exponential<n_lane>(load<n_lane>(row + j) - max);
+            store<n_lane>(x, row + j);
+            sums += x;
+        }
+        float lanes[n_lane];
+        store<n_lane>(sums, lanes);
+        return 1.0f/(sum_lanes<n_lane>(lanes) + (sinks ? std::exp(((const float *) sinks->data)[h] - max) : 0.0f));
+    }
+};
+
+struct attention {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const ggml_tensor * mask   = dst->src[1];
-        const ggml_tensor * absent = dst->src[2];
-        const float         scale  = *(const float *) userdata;
-
-        const int64_t n_used   = dst->ne[0];
-        const int64_t n_window = dst->ne[1];
-        const int64_t n_query  = n_window*dst->ne[2]/absent->ne[0];
-
-        std::vector<float> shares(n_used + n_lane);
-
-        for (int64_t i = ith; i < n_window*dst->ne[2]; i += nth) { // in turn: heads hold rows of different numbers
-            const int64_t first    = ((const int32_t *) absent->data)[i/n_query];
-            const int64_t n        = n_used - first;
-            const int64_t n_padded = (n + n_lane - 1)/n_lane*n_lane;
-            const float * m   = (const float *) mask->data + i%n_window*n_used + first;
-            float *       row = (float *) dst->data + i*n_used + first;
-
-            for (int64_t j = 0; j < n; ++j) {
-                shares[j] = row[j]*scale + m[j];
+        attending<n_lane> some(dst, userdata);
+        zero_absent(dst, some.absent, ith, nth);
+        for (const auto & part : some.share(ith, nth)) {
+            some.run(part);
+            for (int64_t i = 0; i < part.n; ++i) {
+                const float * row = some.shares.data() + i*some.n_filled;
+                float * out = (float *) dst->data + (part.head*some.n_window + part.first + i)*some.n_used + some.first;
+                for (int64_t j = 0; j < some.n; ++j) {
+                    out[j] = row[j]*some.factors[i];
+                }
             }
-            std::fill(shares.begin() + n, shares.begin() + n_padded, -INFINITY); // the last vector filled up with what has no share
-            vec<n_lane> most = load<n_lane>(shares.data());
-            for (int64_t j = n_lane; j < n_padded; j += n_lane) {
-                const vec<n_lane> x = load<n_lane>(shares.data() + j);
-                most = most < x ? x : most;
+        }
+    }
+};
+
+// As many queries at a time make a part of each reduction, whoever computes it.
+struct reductions {
+    template <int64_t n_lane>
+    static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
+        attending<n_lane> some(dst, userdata);
+        const ggml_tensor * weights = dst->src[6];
+        const int64_t n_weights = some.args.n_weights;
+
+        for (const auto & part : some.share(ith, nth)) {
+            some.run(part);
+            for (int64_t r = 0; r < dst->ne[2]; ++r) {
+                float * out = (float *) dst->data + ((part.first/LLAMA_RESTKV_N_QUERY*dst->ne[2] + r)*dst->ne[1] + part.head)*some.n_used;
+                std::fill(out, out + some.n_used, 0.0f);
+                out += some.first;
+                for (int64_t i = 0; i < part.n; ++i) {
+                    const float * row = some.shares.data() + i*some.n_filled;
+                    const float factor = some.factors[i];
+                    if (r == n_weights) {
+                        for (int64_t j = 0; j < some.n; ++j) {
+                            out[j] = out[j] < row[j]*factor ? row[j]*factor : out[j];
+                        }
+                        continue;
+                    }
+                    const float weight = factor*((const float *) weights->data)[(part.head*some.n_window + part.first + i)*n_weights + r];
+                    for (int64_t j = 0; j < some.n; ++j) {
+                        out[j] += weight*row[j];
+                    }
+                }
             }
-            float max = most[0];
-            for (int64_t l = 1; l < n_lane; ++l) {
-                max = std::max<float>(max, most[l]);
-            }
-            vec<n_lane> sums = {};
-            for (int64_t j = 0; j < n_padded; j += n_lane) {
-                const vec<n_lane> x = exponential<n_lane>(load<n_lane>(shares.data() + j) - max);
-                store<n_lane>(x, shares.data() + j);
-                sums += x;
-            }
-            float lanes[n_lane];
-            store<n_lane>(sums, lanes);
-            const float share_of_1 = 1.0f/sum_lanes<n_lane>(lanes);
-            for (int64_t j = 0; j < n; ++j) {
-                row[j] = shares[j]*share_of_1;
+        }
+    }
+};
+
+struct combined {
+    template <int64_t n_lane>
+    static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
+        const ggml_tensor * parts = dst->src[0];
+        const int64_t n_weights = ((const llama_restkv_attention_args *) userdata)->n_weights;
+        const int64_t n = dst->ne[0];
+        for (int64_t i = ith; i < dst->ne[1]*dst->ne[2]; i += nth) {
+            float * out = (float *) dst->data + i*n;
+            for (int64_t p = 0; p < parts->ne[3]; ++p) {
+                const float * from = (const float *) parts->data + (p*dst->ne[1]*dst->ne[2] + i)*n;
+                if (p == 0) {
+                    std::copy(from, from + n, out);
+                } else if (i/dst->ne[1] < n_weights) {
+                    for (int64_t j = 0; j < n; ++j) {
+                        out[j] += from[j];
+                    }
+                } else {
+                    for (int64_t j = 0; j < n; ++j) {
+                        out[j] = out[j] < from[j] ? from[j] : out[j];
+                    }
+                }
             }
         }
     }
@@ -518,10 +634,11 @@ struct distance {
 const llama_restkv_score_cpu & llama_restkv_score_on_cpu() {
 #ifdef __GNUC__
     static const llama_restkv_score_cpu ops = {
-        restkv_widest<maximum>(), restkv_widest<logits>(), restkv_widest<softmax>(), restkv_widest<outputs>(), restkv_widest<norms>(), restkv_widest<distance>(),
+        restkv_widest<maximum>(), restkv_widest<attention>(), restkv_widest<reductions>(), restkv_widest<combined>(),
+        restkv_widest<outputs>(), restkv_widest<norms>(), restkv_widest<distance>(),
     };
 #else
-    static const llama_restkv_score_cpu ops = { restkv_widest<maximum>(), nullptr, nullptr, nullptr, nullptr, nullptr };
+    static const llama_restkv_score_cpu ops = { restkv_widest<maximum>(), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr };
 #endif
     return ops;
 }

@@ -34,6 +34,8 @@ struct layer_rows {
     ggml_tensor * absent; // I32 [n_head_kv]: slots before the oldest row
     ggml_tensor * mask;   // F32 [n_used, n_window, n_head or 1]
     ggml_tensor * fair;   // F32 [1, n_window, n_head or 1]: rows that each query sees
+
+    llama_restkv_attention_args * args;
 };
 
 bool on_host(const llama_restkv_layer & layer) {
@@ -42,7 +44,7 @@ bool on_host(const llama_restkv_layer & layer) {
 
 // whether operations of our own compute attention, which leave absent slots out
 bool skips_absent(const llama_restkv_layer & layer) {
-    return llama_restkv_score_on_cpu().softmax && on_host(layer) && !layer.sinks;
+    return llama_restkv_score_on_cpu().attention && on_host(layer);
 }
 
 // F32 [head_dim, n_used, n_head_kv]
@@ -61,45 +63,45 @@ ggml_tensor * contract(ggml_context * ctx, const llama_restkv_layer & layer, ggm
     return ggml_mul_mat(ctx, transpose(ctx, a), transpose(ctx, b));
 }
 
-// q [head_dim, n_window, n_head] with the keys: [n_used, n_window, n_head]
-ggml_tensor * logits(ggml_context * ctx, const layer_rows & rows, ggml_tensor * q, const window & win) {
-    const auto & layer = *rows.layer;
-    if (const auto op = llama_restkv_score_on_cpu().logits; op && on_host(layer)) {
-        ggml_tensor * srcs[] = { layer.pool_k, rows.idxs, rows.absent, q };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, win.n_used, q->ne[1], q->ne[2], 1, srcs, 4, op, GGML_N_TASKS_MAX, nullptr);
-    }
-    ggml_tensor * kq = ggml_mul_mat(ctx, gather(ctx, layer.pool_k, rows, win), q);
-    ggml_prec_set_acc(kq, GGML_PREC_F32);
-    return kq;
-}
-
-// over dimension 0 of kq [n_used, n_window, n_head]; scale: at rest until the graph ends
-ggml_tensor * softmax(ggml_context * ctx, const layer_rows & rows, ggml_tensor * kq, const float & scale) {
-    if (skips_absent(*rows.layer)) {
-        ggml_tensor * srcs[] = { rows.mask, rows.absent };
-        return ggml_custom_inplace(ctx, kq, srcs, 2, llama_restkv_score_on_cpu().softmax, GGML_N_TASKS_MAX, const_cast<float *>(&scale));
-    }
-    kq = ggml_soft_max_ext(ctx, kq, rows.mask, scale, 0.0f);
-    ggml_soft_max_add_sinks(kq, rows.layer->sinks);
-    return kq;
+// F32 [head_dim, n_window, n_head]
+ggml_tensor * window_queries(ggml_context * ctx, const llama_restkv_layer & layer, const window & win) {
+    ggml_tensor * q = ggml_get_rows(ctx, layer.ring, win.rows);
+    q = ggml_reshape_3d(ctx, q, layer.pool_k->ne[0], layer.n_head, win.n_window);
+    return ggml_cont(ctx, ggml_permute(ctx, q, 0, 2, 1, 3));
 }
 
 // softmax(QK') of the window: F32 [n_used, n_window, n_head]
-ggml_tensor * window_attention(ggml_context * ctx, const llama_restkv_pool & pool, const layer_rows & rows, const window & win) {
+ggml_tensor * window_attention(ggml_context * ctx, const layer_rows & rows, const window & win) {
     const auto & layer = *rows.layer;
-
-    ggml_tensor * q = ggml_get_rows(ctx, layer.ring, win.rows);
-    q = ggml_reshape_3d(ctx, q, layer.pool_k->ne[0], layer.n_head, win.n_window);
-    q = ggml_cont(ctx, ggml_permute(ctx, q, 0, 2, 1, 3));
-
-    ggml_tensor * kq = logits(ctx, rows, q, win);
-
-    if (pool.softcap == 0.0f) {
-        return softmax(ctx, rows, kq, layer.scale);
+    ggml_tensor * q = window_queries(ctx, layer, win);
+    if (skips_absent(layer)) {
+        ggml_tensor * srcs[] = { layer.pool_k, rows.idxs, rows.absent, q, rows.mask, layer.sinks };
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, win.n_used, q->ne[1], q->ne[2], 1, srcs, 6,
+                llama_restkv_score_on_cpu().attention, GGML_N_TASKS_MAX, rows.args);
     }
-    static const float unscaled = 1.0f;
-    kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, layer.scale/pool.softcap)), pool.softcap);
-    return softmax(ctx, rows, kq, unscaled);
+
+    ggml_tensor * kq = ggml_mul_mat(ctx, gather(ctx, layer.pool_k, rows, win), q);
+    ggml_prec_set_acc(kq, GGML_PREC_F32);
+    float scale = rows.args->scale;
+    if (const float softcap = rows.args->softcap; softcap != 0.0f) {
+        kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, scale/softcap)), softcap);
+        scale = 1.0f;
+    }
+    kq = ggml_soft_max_ext(ctx, kq, rows.mask, scale, 0.0f);
+    ggml_soft_max_add_sinks(kq, layer.sinks);
+    return kq;
+}
+
+// weighted sums of the window's attention, and its maximum last if asked: [n_used, n_head, n_weights (+ 1)]
+// The attention itself, as large as the cache for each query head, never reaches memory.
+ggml_tensor * window_reductions(ggml_context * ctx, const layer_rows & rows, const window & win, bool maximum) {
+    const auto & layer = *rows.layer;
+    const auto & ops   = llama_restkv_score_on_cpu();
+    const int64_t n_part = (win.n_window + LLAMA_RESTKV_N_QUERY - 1)/LLAMA_RESTKV_N_QUERY;
+    ggml_tensor * srcs[] = { layer.pool_k, rows.idxs, rows.absent, window_queries(ctx, layer, win), rows.mask, layer.sinks, win.weights };
+    ggml_tensor * parts  = ggml_custom_4d(ctx, GGML_TYPE_F32, win.n_used, layer.n_head, rows.args->n_weights + maximum, n_part, srcs, 7,
+            ops.reductions, GGML_N_TASKS_MAX, rows.args);
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, parts->ne[0], parts->ne[1], parts->ne[2], 1, &parts, 1, ops.combined, GGML_N_TASKS_MAX, rows.args);
 }
 
 // maximum over dimension 1: [n_used, n_window, n_head] -> [n_used, 1, n_head]
@@ -341,30 +343,21 @@ public:
 
     void add_layer(const llama_restkv_layer & layer) {
         const layer_rows rows = rows_of(layer);
-        ggml_tensor * attn    = window_attention(c, pool, rows, win);
-        ggml_tensor * linear  = nullptr; // [n_used, n_weights, n_head]
-        ggml_tensor * maximum = nullptr; // [n_used, 1, n_head]
+        ggml_tensor * attn    = nullptr; // [n_used, n_window, n_head]
+        ggml_tensor * reduced = nullptr; // [n_used, 1, n_head]: what the metric goes by
 
-        if (next.n_weights > 0) {
-            linear = weighted(layer, attn, win.weights);
-            output(next.n_weights == 1 ? linear : ggml_cont(c, ggml_permute(c, linear, 0, 2, 1, 3)), next.attention);
-        }
-        if (asked(LLAMA_RESTKV_MAX)) {
-            maximum = window_maximum(c, layer, attn);
-            output(maximum, next.attention);
-        }
-        if (asked(LLAMA_RESTKV_SQUARE)) {
-            output(weighted(layer, ggml_sqr(c, attn), win.mean), next.attention);
-        }
-        if (asked(LLAMA_RESTKV_ENTROPY)) {
-            ggml_tensor * log = ggml_log(c, ggml_clamp(c, attn, 1e-30f, 1.0f));
-            output(weighted(layer, ggml_neg(c, ggml_mul(c, attn, log)), win.mean), next.attention);
-        }
-        if (asked(LLAMA_RESTKV_LAST_USE)) {
-            output(window_last_use(c, rows, win, attn), next.attention);
+        const int32_t of_each = LLAMA_RESTKV_SQUARE | LLAMA_RESTKV_ENTROPY | LLAMA_RESTKV_LAST_USE | LLAMA_RESTKV_PER_QUERY | LLAMA_RESTKV_DRIFT;
+        if (skips_absent(layer) && !asked(of_each) && (next.n_weights > 0 || asked(LLAMA_RESTKV_MAX))) {
+            ggml_tensor * all = window_reductions(c, rows, win, asked(LLAMA_RESTKV_MAX));
+            const int64_t i = asked(LLAMA_RESTKV_REDUCE_MAX) ? next.n_weights : 0;
+            reduced = ggml_view_3d(c, all, win.n_used, 1, layer.n_head, all->nb[1], all->nb[1], i*all->nb[2]);
+            output(all, next.attention);
+        } else {
+            attn    = window_attention(c, rows, win);
+            reduced = reduce(rows, attn);
         }
         if (next.metric) {
-            output(metric(rows, attn, asked(LLAMA_RESTKV_REDUCE_MAX) ? maximum : linear), next.metric);
+            output(metric(rows, attn, reduced), next.metric);
         }
         if (asked(LLAMA_RESTKV_DRIFT)) {
             auto & args = drifts.emplace_back();
@@ -383,8 +376,9 @@ private:
         auto & own = per_layer.emplace_back();
         own.idxs = pool.rows_of(layer, win.n_used);
         own.absent.assign(layer.segments.absent.begin(), layer.segments.absent.end());
+        own.args = { layer.scale, pool.softcap, next.n_weights };
         layer_rows rows = { &layer, run.input(GGML_TYPE_I32, own.idxs.data(), own.idxs.size()),
-                            run.input(GGML_TYPE_I32, own.absent.data(), own.absent.size()), win.mask, win.fair };
+                            run.input(GGML_TYPE_I32, own.absent.data(), own.absent.size()), win.mask, win.fair, &own.args };
         if (has_absent(layer)) {
             for (uint32_t h = 0; h < layer.n_head; ++h) {
                 data.add_fair(own.absent[h/layer.n_gqa], own.fair);
@@ -405,6 +399,32 @@ private:
         return contract(c, layer, cur, ggml_view_3d(c, by, by->ne[0], win.n_window, layer.n_head, by->nb[1], by->nb[2], 0));
     }
 
+    // every reduction that is asked; returns the one that the metric goes by
+    ggml_tensor * reduce(const layer_rows & rows, ggml_tensor * attn) {
+        const auto & layer = *rows.layer;
+        ggml_tensor * linear  = nullptr; // [n_used, n_weights, n_head]
+        ggml_tensor * maximum = nullptr; // [n_used, 1, n_head]
+        if (next.n_weights > 0) {
+            linear = weighted(layer, attn, win.weights);
+            output(next.n_weights == 1 ? linear : ggml_cont(c, ggml_permute(c, linear, 0, 2, 1, 3)), next.attention);
+        }
+        if (asked(LLAMA_RESTKV_MAX)) {
+            maximum = window_maximum(c, layer, attn);
+            output(maximum, next.attention);
+        }
+        if (asked(LLAMA_RESTKV_SQUARE)) {
+            output(weighted(layer, ggml_sqr(c, attn), win.mean), next.attention);
+        }
+        if (asked(LLAMA_RESTKV_ENTROPY)) {
+            ggml_tensor * log = ggml_log(c, ggml_clamp(c, attn, 1e-30f, 1.0f));
+            output(weighted(layer, ggml_neg(c, ggml_mul(c, attn, log)), win.mean), next.attention);
+        }
+        if (asked(LLAMA_RESTKV_LAST_USE)) {
+            output(window_last_use(c, rows, win, attn), next.attention);
+        }
+        return asked(LLAMA_RESTKV_REDUCE_MAX) ? maximum : linear ? first(linear) : nullptr;
+    }
+
     // the first of several reductions: [n_used, n, n_head] -> [n_used, 1, n_head]
     ggml_tensor * first(ggml_tensor * cur) {
         return cur->ne[1] == 1 ? cur : ggml_cont(c, ggml_view_3d(c, cur, cur->ne[0], 1, cur->ne[2], cur->nb[1], cur->nb[2], 0));
@@ -414,7 +434,7 @@ private:
         const auto & layer = *rows.layer;
         const layer_values v(c, rows, win);
         if (asked(LLAMA_RESTKV_AGGREGATE)) {
-            return distance(c, v, project_outputs(c, v, first(reduced)));
+            return distance(c, v, project_outputs(c, v, reduced));
         }
         if (asked(LLAMA_RESTKV_PER_QUERY)) {
             ggml_tensor * cur = indicator(c, v, attn, next.tau);
@@ -432,6 +452,7 @@ private:
     struct layer_data {
         std::vector<int32_t> idxs, absent;
         std::vector<float>   mask, fair;
+        llama_restkv_attention_args args;
     };
 
     const llama_restkv_pool & pool;

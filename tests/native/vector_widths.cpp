@@ -37,12 +37,33 @@ void run(operand & out, std::vector<float> & all, std::initializer_list<operand 
     std::fill(std::begin(out.tensor.src), std::end(out.tensor.src), nullptr);
     int i = 0;
     for (operand * src : srcs) {
-        out.tensor.src[i++] = &src->tensor;
+        out.tensor.src[i++] = src ? &src->tensor : nullptr;
     }
     for (int ith = 0; ith < 2; ++ith) { // as two threads would
         op::template run<n_lane>(&out.tensor, ith, 2, userdata);
     }
     all.insert(all.end(), out.values.begin(), out.values.end());
+}
+
+// two weighted sums over the queries of attn [n_used, n_window, n_head], then the maximum
+bool equals_reductions(const operand & attn, const operand & weights, const operand & reduced) {
+    const int64_t n_used = attn.tensor.ne[0], n_window = attn.tensor.ne[1];
+    for (int64_t i = 0; i < n_used*n_head; ++i) {
+        double sums[2] = {}, most = 0;
+        for (int64_t w = 0; w < n_window; ++w) {
+            const int64_t query = i/n_used*n_window + w;
+            const double share = attn.values[query*n_used + i%n_used];
+            sums[0] += share*weights.values[2*query];
+            sums[1] += share*weights.values[2*query + 1];
+            most = std::max(most, share);
+        }
+        const double off = std::abs(sums[0] - reduced.values[i]) + std::abs(sums[1] - reduced.values[n_used*n_head + i])
+            + std::abs(most - reduced.values[2*n_used*n_head + i]);
+        if (!(off < 1e-5)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 template <int64_t n_lane>
@@ -59,7 +80,7 @@ std::vector<float> results() {
     };
     for (const int64_t n_used : { 1, 5, 16, 37, 100 }) {
         for (const int64_t head_dim : { 20, 64 }) {
-            for (const int64_t n_window : { 1, 7 }) {
+            for (const int64_t n_window : { 1, 7, 50 }) {
                 operand kv = random(head_dim, n_used*n_head_kv, 1);
                 std::vector<int32_t> rows(n_used*n_head_kv);
                 std::iota(rows.rbegin(), rows.rend(), 0); // not in order
@@ -80,13 +101,27 @@ std::vector<float> results() {
                 operand attn = random(n_used, n_window, n_head);
                 operand most = random(n_used, 1, n_head);
                 operand norm = random(n_used, 1, n_head);
+                operand sinks = random(n_head, 1, 1);
+                operand weights = random(2, n_window, n_head);
+                const int64_t n_part = (n_window + LLAMA_RESTKV_N_QUERY - 1)/LLAMA_RESTKV_N_QUERY;
+                operand parts = random(n_used, n_head, 3*n_part);
+                parts.tensor.ne[2] = 3;
+                parts.tensor.ne[3] = n_part;
+                operand reduced = random(n_used, n_head, 3);
                 operand sizes = random(n_head/n_head_kv + 1, n_used*n_head_kv, 1); // wider than needed
-                float scale = 0.3f;
                 operand out = random(head_dim, n_window, n_head);
                 for (const int32_t n_absent : { 0, int32_t(n_used/3), int32_t(n_used - 1) }) {
                     operand absent = integers({ n_absent, n_absent/2 });
-                    run<logits,   n_lane>(attn, all, { &kv, &idxs, &absent, &q });
-                    run<softmax,  n_lane>(attn, all, { &attn, &mask, &absent }, &scale);
+                    for (const float softcap : { 0.0f, 5.0f }) {
+                        llama_restkv_attention_args args = { 0.3f, softcap, 2 };
+                        operand * sunk = softcap ? &sinks : nullptr;
+                        run<attention,  n_lane>(attn, all, { &kv, &idxs, &absent, &q, &mask, sunk }, &args);
+                        run<reductions, n_lane>(parts, all, { &kv, &idxs, &absent, &q, &mask, sunk, &weights }, &args);
+                        run<combined,   n_lane>(reduced, all, { &parts }, &args);
+                        if (!equals_reductions(attn, weights, reduced)) {
+                            all.push_back(NAN);
+                        }
+                    }
                     run<maximum,  n_lane>(most, all, { &attn });
                     run<outputs,  n_lane>(out, all, { &kv, &idxs, &absent, &attn });
                     for (operand * some : { &factors, &triangles }) {

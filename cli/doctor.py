@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 from restkv_local.cli._console import format_bytes, stdout_console
@@ -18,6 +19,12 @@ def doctor() -> None:
 
     show("package", f"restkv-local {__version__}")
     show("python", f"{platform.python_version()} on {platform.platform()}")
+    # Some switch parts off: a report without them would mislead.
+    variables = [
+        f"{name}={value}" for name, value in os.environ.items() if name.startswith("RESTKV_")
+    ]
+    if variables:
+        show("variables", " ".join(sorted(variables)))
 
     # Raises with the places looked at and how to build; what is known stands above it by then.
     from restkv_local.native import library_info

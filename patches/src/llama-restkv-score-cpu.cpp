@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -631,14 +632,23 @@ struct distance {
 
 } // namespace
 
+// RESTKV_VECTORS=0: ggml's operations serve, as on other devices, to compare with.
 const llama_restkv_score_cpu & llama_restkv_score_on_cpu() {
+    static const llama_restkv_score_cpu ops = [] {
+        llama_restkv_score_cpu res = {};
+        res.maximum = restkv_widest<maximum>();
 #ifdef __GNUC__
-    static const llama_restkv_score_cpu ops = {
-        restkv_widest<maximum>(), restkv_widest<attention>(), restkv_widest<reductions>(), restkv_widest<combined>(),
-        restkv_widest<outputs>(), restkv_widest<norms>(), restkv_widest<distance>(),
-    };
-#else
-    static const llama_restkv_score_cpu ops = { restkv_widest<maximum>(), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr };
+        const char * env = std::getenv("RESTKV_VECTORS");
+        if (!env || std::strcmp(env, "0") != 0) {
+            res.attention  = restkv_widest<attention>();
+            res.reductions = restkv_widest<reductions>();
+            res.combined   = restkv_widest<combined>();
+            res.outputs    = restkv_widest<outputs>();
+            res.norms      = restkv_widest<norms>();
+            res.distance   = restkv_widest<distance>();
+        }
 #endif
+        return res;
+    }();
     return ops;
 }

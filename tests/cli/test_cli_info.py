@@ -160,9 +160,11 @@ def test_doctor(run_cli, monkeypatch):
             ],
         },
     )
+    monkeypatch.setenv("RESTKV_TILES", "0")
     result = run_cli("doctor", command=main)
     assert (result.code, result.err) == (0, "")
     for part in (
+        "RESTKV_TILES=0",
         "library   /somewhere/lib",
         "ABI       1",
         "pin       llama-cpp-python 0.3.36, bindings 0.3.36",

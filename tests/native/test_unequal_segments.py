@@ -7,7 +7,7 @@ from restkv_local.errors import CacheFullError, NativeError
 from restkv_local.types import EvictionPlan
 from tests import builders
 from tests.native.test_compaction import random_keep, slot_shift
-from tests.native.test_contractions import REQUESTS, assert_same_observations, observe_both
+from tests.native.test_contractions import MODELS, REQUESTS, assert_same_observations, observe_both
 from tests.numpy_llama import NumpyLlama
 
 pytestmark = pytest.mark.native
@@ -97,13 +97,14 @@ def test_logits_equal_masked_attention_over_the_same_rows(
         assert error <= 1e-6
 
 
+@pytest.mark.parametrize("model", ["gqa-3", "gemma2-softcap"])
 @pytest.mark.parametrize("name", REQUESTS)
-def test_contractions_equal_numpy_where_rows_are_absent(open_native, tokens, name):
-    model = builders.llama(n_head=9, n_head_kv=3, head_dim=64, n_embd=64)
-    native = open_native(model, n_slots=N_SLOTS)
+def test_contractions_equal_numpy_where_rows_are_absent(open_native, tokens, name, model):
+    native = open_native(MODELS[model], n_slots=N_SLOTS)
     native.decode(tokens(64))
     native.decode(tokens(60, seed=1))
-    keep = random_keep(native, np.array([[50, 90, 70], [64, 110, 40]]))
+    shape = len(native.layers), native.layers[0].n_head_kv
+    keep = random_keep(native, np.resize([50, 90, 70, 64, 110, 40], shape))
     native.compact(keep, None, native.position)
     native.decode(tokens(30, seed=2))
     n_rows = np.count_nonzero(keep, axis=-1) + 30

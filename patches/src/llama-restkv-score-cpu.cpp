@@ -1,11 +1,13 @@
 #include "llama-restkv-score-cpu.h"
 #include "llama-restkv-rows.h"
+#include "llama-restkv-tile.h"
 #include "llama-restkv-vectors.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 namespace {
@@ -31,126 +33,7 @@ struct maximum {
 };
 
 #ifdef __GNUC__
-#pragma GCC diagnostic ignored "-Wpsabi" // no vector is passed to a function that is not inlined
-
-template <int64_t n_lane>
-struct vectors {
-    typedef float   of_float __attribute__((vector_size(n_lane*sizeof(float))));
-    typedef int32_t of_int   __attribute__((vector_size(n_lane*sizeof(float))));
-};
-
-template <int64_t n_lane>
-using vec = typename vectors<n_lane>::of_float;
-
-template <int64_t n_lane>
-RESTKV_INLINE vec<n_lane> load(const float * from) { // from any address
-    vec<n_lane> x;
-    std::memcpy(&x, from, sizeof(x));
-    return x;
-}
-
-template <int64_t n_lane>
-RESTKV_INLINE void store(const vec<n_lane> & x, float * to) {
-    std::memcpy(to, &x, sizeof(x));
-}
-
-// Products of short rows: ggml's kernels sum along a row, and with so few values they mostly add up what is left in their
-// registers. Here columns stand side by side, and the sums of some rows with them stay in registers (AVX2, AVX-512, NEON).
-constexpr int64_t n_col = 16;
-template <int64_t n_lane>
-constexpr int64_t n_row = n_lane == 16 ? 8 : 6; // AVX-512 has twice as many registers
-
-// n vectors side by side: members by name, because GCC keeps an array that a loop of its own fills in memory
-template <int64_t n_lane, int64_t n>
-struct line {
-    vec<n_lane> first;
-    line<n_lane, n - 1> others;
-
-    RESTKV_INLINE void clear() {
-        first = vec<n_lane>{};
-        others.clear();
-    }
-    RESTKV_INLINE void load_from(const float * from) {
-        first = load<n_lane>(from);
-        others.load_from(from + n_lane);
-    }
-    RESTKV_INLINE void store_to(float * to) const {
-        store<n_lane>(first, to);
-        others.store_to(to + n_lane);
-    }
-    RESTKV_INLINE void add(float scale, const line & x) {
-        first += scale*x.first;
-        others.add(scale, x.others);
-    }
-    RESTKV_INLINE vec<n_lane> add_squares(vec<n_lane> sum, const line & from) const { // of the difference
-        const vec<n_lane> diff = first - from.first;
-        return others.add_squares(sum + diff*diff, from.others);
-    }
-};
-
-template <int64_t n_lane>
-struct line<n_lane, 0> {
-    RESTKV_INLINE void clear() {}
-    RESTKV_INLINE void load_from(const float *) {}
-    RESTKV_INLINE void store_to(float *) const {}
-    RESTKV_INLINE void add(float, const line &) {}
-    RESTKV_INLINE vec<n_lane> add_squares(vec<n_lane> sum, const line &) const { return sum; }
-};
-
-// n_rows rows of n_cols sums
-template <int64_t n_lane, int64_t n_cols = n_col, int64_t n_rows = n_row<n_lane>>
-struct tile {
-    typedef line<n_lane, n_cols/n_lane> line_of;
-
-    line_of top;
-    tile<n_lane, n_cols, n_rows - 1> below;
-
-    RESTKV_INLINE void clear() {
-        top.clear();
-        below.clear();
-    }
-    RESTKV_INLINE void add(const float * const * rows, int64_t i, const line_of & x) {
-        top.add(rows[0][i], x);
-        below.add(rows + 1, i, x);
-    }
-    // the same rows[r][i] with columns[i], i from begin to end
-    RESTKV_INLINE void multiply(const float * const * rows, const float * columns, int64_t begin, int64_t end) {
-        clear();
-        for (int64_t i = begin; i < end; ++i) {
-            line_of x;
-            x.load_from(columns + i*n_cols);
-            add(rows, i, x);
-        }
-    }
-    // the first n_there rows, stride apart, the first n_wide columns
-    RESTKV_INLINE void store_to(float * to, int64_t stride, int64_t n_there, int64_t n_wide) const {
-        if (n_there < 1) {
-            return;
-        }
-        if (n_wide == n_cols) {
-            top.store_to(to);
-        } else {
-            float all[n_cols];
-            top.store_to(all);
-            std::copy(all, all + n_wide, to);
-        }
-        below.store_to(to + stride, stride, n_there - 1, n_wide);
-    }
-    RESTKV_INLINE void add_squares(float * sums, const line_of & from) const { // n_lane floats a row
-        store<n_lane>(top.add_squares(load<n_lane>(sums), from), sums);
-        below.add_squares(sums + n_lane, from);
-    }
-};
-
-template <int64_t n_lane, int64_t n_cols>
-struct tile<n_lane, n_cols, 0> {
-    typedef line<n_lane, n_cols/n_lane> line_of;
-
-    RESTKV_INLINE void clear() {}
-    RESTKV_INLINE void add(const float * const *, int64_t, const line_of &) {}
-    RESTKV_INLINE void store_to(float *, int64_t, int64_t, int64_t) const {}
-    RESTKV_INLINE void add_squares(float *, const line_of &) const {}
-};
+using namespace restkv_tile;
 
 // what slots without a row get: dst [n_used, n, n_head]
 void zero_absent(ggml_tensor * dst, const ggml_tensor * absent, int ith, int nth) {
@@ -158,18 +41,6 @@ void zero_absent(ggml_tensor * dst, const ggml_tensor * absent, int ith, int nth
     for (int64_t i = ith; i < dst->ne[1]*dst->ne[2]; i += nth) {
         float * row = (float *) dst->data + i*dst->ne[0];
         std::fill(row, row + ((const int32_t *) absent->data)[i/n_query], 0.0f);
-    }
-}
-
-// Halves added until one float is left; GCC takes a vector apart lane by lane.
-template <int64_t n_lane>
-RESTKV_INLINE float sum_lanes(const float * from) {
-    if constexpr (n_lane == 1) {
-        return from[0];
-    } else {
-        float half[n_lane/2];
-        store<n_lane/2>(load<n_lane/2>(from) + load<n_lane/2>(from + n_lane/2), half);
-        return sum_lanes<n_lane/2>(half);
     }
 }
 
@@ -209,9 +80,9 @@ struct attending {
     int64_t packed = -1; // KV head
     int64_t first  = 0;  // slot of its oldest row
     int64_t n      = 0;  // its rows
-    std::vector<float> columns = std::vector<float>(n_filled*head_dim); // sixteen keys side by side, then the next sixteen
-    std::vector<float> keys    = std::vector<float>(n_col*head_dim);
-    std::vector<float> shares  = std::vector<float>(LLAMA_RESTKV_N_QUERY*n_filled);
+    std::vector<float> keys = std::vector<float>(n_col*head_dim);
+    std::unique_ptr<float[]> columns { new float[n_filled*head_dim] }; // sixteen keys side by side, then the next sixteen
+    std::unique_ptr<float[]> shares  { new float[LLAMA_RESTKV_N_QUERY*n_filled] };
     float factors[LLAMA_RESTKV_N_QUERY];
 
     attending(const ggml_tensor * dst, const void * userdata) : args(*(const llama_restkv_attention_args *) userdata),
@@ -245,7 +116,7 @@ struct attending {
         }
         multiply(part);
         for (int64_t i = 0; i < part.n; ++i) {
-            factors[i] = exponentiate(part.head, part.first + i, shares.data() + i*n_filled);
+            factors[i] = exponentiate(part.head, part.first + i, shares.get() + i*n_filled);
         }
     }
 
@@ -257,7 +128,7 @@ private:
             for (int64_t c = 0; c < n_col; ++c) { // the last one stands in beyond the end
                 k.read(packed*n_used + first + std::min(j + c, n - 1), 0, head_dim, keys.data() + c*head_dim);
             }
-            float * to = columns.data() + j*head_dim;
+            float * to = columns.get() + j*head_dim;
             for (int64_t i = 0; i < head_dim; ++i) {
                 for (int64_t c = 0; c < n_col; ++c) {
                     to[i*n_col + c] = keys[c*head_dim + i];
@@ -275,8 +146,8 @@ private:
                     rows[r] = queries + std::min(i + r, part.n - 1)*head_dim;
                 }
                 tile<n_lane> sums;
-                sums.multiply(rows, columns.data() + j*head_dim, 0, head_dim);
-                sums.store_to(shares.data() + i*n_filled + j, n_filled, part.n - i, n_col);
+                sums.multiply(rows, columns.get() + j*head_dim, 0, head_dim);
+                sums.store_to(shares.get() + i*n_filled + j, n_filled, part.n - i, n_col);
             }
         }
     }
@@ -319,15 +190,15 @@ private:
 struct attention {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        attending<n_lane> some(dst, userdata);
-        zero_absent(dst, some.absent, ith, nth);
-        for (const auto & part : some.share(ith, nth)) {
-            some.run(part);
+        attending<n_lane> op(dst, userdata);
+        zero_absent(dst, op.absent, ith, nth);
+        for (const auto & part : op.share(ith, nth)) {
+            op.run(part);
             for (int64_t i = 0; i < part.n; ++i) {
-                const float * row = some.shares.data() + i*some.n_filled;
-                float * out = (float *) dst->data + (part.head*some.n_window + part.first + i)*some.n_used + some.first;
-                for (int64_t j = 0; j < some.n; ++j) {
-                    out[j] = row[j]*some.factors[i];
+                const float * row = op.shares.get() + i*op.n_filled;
+                float * out = (float *) dst->data + (part.head*op.n_window + part.first + i)*op.n_used + op.first;
+                for (int64_t j = 0; j < op.n; ++j) {
+                    out[j] = row[j]*op.factors[i];
                 }
             }
         }
@@ -338,27 +209,27 @@ struct attention {
 struct reductions {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        attending<n_lane> some(dst, userdata);
+        attending<n_lane> op(dst, userdata);
         const ggml_tensor * weights = dst->src[6];
-        const int64_t n_weights = some.args.n_weights;
+        const int64_t n_weights = op.args.n_weights;
 
-        for (const auto & part : some.share(ith, nth)) {
-            some.run(part);
+        for (const auto & part : op.share(ith, nth)) {
+            op.run(part);
             for (int64_t r = 0; r < dst->ne[2]; ++r) {
-                float * out = (float *) dst->data + ((part.first/LLAMA_RESTKV_N_QUERY*dst->ne[2] + r)*dst->ne[1] + part.head)*some.n_used;
-                std::fill(out, out + some.n_used, 0.0f);
-                out += some.first;
+                float * out = (float *) dst->data + ((part.first/LLAMA_RESTKV_N_QUERY*dst->ne[2] + r)*dst->ne[1] + part.head)*op.n_used;
+                std::fill(out, out + op.n_used, 0.0f);
+                out += op.first;
                 for (int64_t i = 0; i < part.n; ++i) {
-                    const float * row = some.shares.data() + i*some.n_filled;
-                    const float factor = some.factors[i];
+                    const float * row = op.shares.get() + i*op.n_filled;
+                    const float factor = op.factors[i];
                     if (r == n_weights) {
-                        for (int64_t j = 0; j < some.n; ++j) {
+                        for (int64_t j = 0; j < op.n; ++j) {
                             out[j] = out[j] < row[j]*factor ? row[j]*factor : out[j];
                         }
                         continue;
                     }
-                    const float weight = factor*((const float *) weights->data)[(part.head*some.n_window + part.first + i)*n_weights + r];
-                    for (int64_t j = 0; j < some.n; ++j) {
+                    const float weight = factor*((const float *) weights->data)[(part.head*op.n_window + part.first + i)*n_weights + r];
+                    for (int64_t j = 0; j < op.n; ++j) {
                         out[j] += weight*row[j];
                     }
                 }
@@ -559,7 +430,7 @@ struct distance {
         std::vector<float> duals(n_gqa*n_z*n_filled);       // F z
         std::vector<float> sizes(n_gqa*n_z);                // ||z||^2
         std::vector<float> squares(n_z*n_rows);
-        int64_t near[n_some<n_lane>];
+        int64_t cancelled[n_some<n_lane>];
 
         int64_t head = -1;
         zero_absent(dst, absent, ith, nth);
@@ -585,14 +456,14 @@ struct distance {
             }
             for (int64_t g = 0; g < n_gqa; ++g) {
                 float * out = (float *) dst->data + (h_kv*n_gqa + g)*n_z*n_used + first;
-                int64_t n_near = 0;
+                int64_t n_cancelled = 0;
                 for (int64_t j = 0; j < n; ++j) {
                     const float own = ((const float *) norms->data)[v.idxs[h_kv*n_used + first + j]*norms->ne[0] + g];
                     if (!z) {
                         out[j] = std::sqrt(own);
                         continue;
                     }
-                    bool is_near = false;
+                    bool cancels = false;
                     for (int64_t w = 0; w < n_z; ++w) {
                         const float * dual = duals.data() + (g*n_z + w)*n_filled;
                         vec<n_lane> sum = {};
@@ -603,23 +474,23 @@ struct distance {
                         store<n_lane>(sum, lanes);
                         const float both   = own + sizes[g*n_z + w];
                         const float square = both - 2.0f*sum_lanes<n_lane>(lanes);
-                        is_near = is_near || !(square >= least*both); // what is not a number, too
+                        cancels = cancels || !(square >= least*both); // what is not a number, too
                         out[w*n_used + j] = std::sqrt(square);
                     }
-                    if (is_near) {
-                        near[n_near++] = j;
+                    if (cancels) {
+                        cancelled[n_cancelled++] = j;
                     }
                 }
-                for (int64_t k = 0; k < n_near; k += n_rows) {
+                for (int64_t k = 0; k < n_cancelled; k += n_rows) {
                     const float * rows[n_rows];
                     for (int64_t r = 0; r < n_rows; ++r) {
-                        rows[r] = values.data() + near[std::min(k + r, n_near - 1)]*n_filled;
+                        rows[r] = values.data() + cancelled[std::min(k + r, n_cancelled - 1)]*n_filled;
                     }
                     image.arrange(h_kv);
                     image.squares(rows, g, targets.data() + g*n_z*n_filled, n_z, squares.data());
                     for (int64_t w = 0; w < n_z; ++w) {
-                        for (int64_t r = 0; r < n_rows && k + r < n_near; ++r) {
-                            out[w*n_used + near[k + r]] = std::sqrt(squares[w*n_rows + r]);
+                        for (int64_t r = 0; r < n_rows && k + r < n_cancelled; ++r) {
+                            out[w*n_used + cancelled[k + r]] = std::sqrt(squares[w*n_rows + r]);
                         }
                     }
                 }

@@ -235,6 +235,14 @@ MinP = Annotated[
     float,
     typer.Option("--min-p", help="Min-p; 0 is off.", rich_help_panel=SAMPLING),
 ]
+RepeatPenalty = Annotated[
+    float,
+    typer.Option(
+        "--repeat-penalty",
+        help="Divides the logits of an answer's last 64 tokens; 1 is off, 1.1 ends most loops.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option("--seed", help="Seed of everything random.", rich_help_panel=SAMPLING),

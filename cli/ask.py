@@ -75,6 +75,7 @@ def ask(
     top_k: opt.TopK = DEFAULTS.top_k,
     top_p: opt.TopP = DEFAULTS.top_p,
     min_p: opt.MinP = DEFAULTS.min_p,
+    repeat_penalty: opt.RepeatPenalty = DEFAULTS.repeat_penalty,
     seed: opt.Seed = DEFAULTS.seed,
     n_threads: opt.NThreads = DEFAULTS.n_threads,
     n_gpu_layers: opt.NGpuLayers = DEFAULTS.n_gpu_layers,

@@ -72,6 +72,7 @@ def chat(
     top_k: opt.TopK = DEFAULTS.top_k,
     top_p: opt.TopP = DEFAULTS.top_p,
     min_p: opt.MinP = DEFAULTS.min_p,
+    repeat_penalty: opt.RepeatPenalty = DEFAULTS.repeat_penalty,
     seed: opt.Seed = DEFAULTS.seed,
     undo_mib: Annotated[
         int,

@@ -39,13 +39,14 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "top_k": (0, _MOST),
     "top_p": (0, 1),
     "min_p": (0, 1),
+    "repeat_penalty": (0, math.inf),
     "undo_mib": (0, math.inf),
     "n_threads": (0, 512),  # llama.cpp's own limit
     "n_gpu_layers": (-1, _MOST),
 }
 
 # Zero itself is out: weights would vanish, 0**0 would appear, nothing could be sampled.
-_POSITIVE: Final = ("alpha", "tau", "top_p")
+_POSITIVE: Final = ("alpha", "tau", "top_p", "repeat_penalty")
 
 _DIGITS: Final = 18  # of a budget: more are a slip
 _UNITS: Final = {"kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -101,6 +102,7 @@ class Config:
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    repeat_penalty: float = 1.0  # of the answer's last 64 tokens; 1: none
     seed: int = -1  # -1: a new one each run
 
     undo_mib: int = 1024  # memory for the moments a conversation can be taken back to; 0: none

@@ -14,6 +14,7 @@ from restkv_local.engine import Engine, EvictionEvent
 from restkv_local.model.demo import resolve_model
 from restkv_local.model.model_file import check_supported, read_model
 from restkv_local.native import NativeContext, library_stamp
+from restkv_local.native.sampler import Sampler
 from restkv_local.storage.fingerprint import fingerprint_model
 from restkv_local.storage.reading_cache import reading_key
 from restkv_local.turn_taking import TurnTaking
@@ -72,13 +73,7 @@ class LoadedModel:
         except BaseException:
             self.native.close()
             raise
-        self.sampler = self.native.make_sampler(
-            temp=config.temp,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
-            seed=_choose_seed(config.seed),
-        )
+        self.sampler = self.make_sampler(config, _choose_seed(config.seed))
         self.turns = TurnTaking()
 
     @cached_property
@@ -96,6 +91,17 @@ class LoadedModel:
             made=self.engine.made,
             tokens=tokens,
             guide=guide,
+        )
+
+    def make_sampler(self, config: Config, seed: int) -> Sampler:
+        """Return what draws answers by these settings; close it after use."""
+        return self.native.make_sampler(
+            temp=config.temp,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+            repeat_penalty=config.repeat_penalty,
+            seed=seed,
         )
 
     def set_seed(self, seed: int) -> None:

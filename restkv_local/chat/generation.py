@@ -34,6 +34,7 @@ def generate(
         cache did that evicts nothing.
     """
     native, engine, sampler = llama.native, llama.engine, llama.sampler
+    sampler.begin_answer()
     stream = TextStream()
     pieces: list[bytes] = []
     n_read, n_most = engine.counters.seen, engine.config.n_predict

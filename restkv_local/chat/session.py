@@ -444,13 +444,7 @@ class ChatSession:
 
     def _use_sampling(self, config: Config, seed: int, n_drawn: int) -> None:
         old = self._llama.sampler
-        self._llama.sampler = self._llama.native.make_sampler(
-            temp=config.temp,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
-            seed=seed,
-        )
+        self._llama.sampler = self._llama.make_sampler(config, seed)
         self._llama.sampler.n_drawn = n_drawn
         self._llama.config = config
         old.close()

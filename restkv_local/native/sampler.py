@@ -203,6 +203,10 @@ class Sampler:
         if self._grammar is not None:
             self._llama.llama_sampler_accept(self._grammar, token)
 
+    def begin_answer(self) -> None:
+        """Let penalties count from here: what earlier answers said may be said again."""
+        self._llama.llama_sampler_reset(self._penalties)
+
     def reset(self) -> None:
         """Start over: the same tokens would be drawn again."""
         self.n_drawn = 0

@@ -30,7 +30,9 @@ RULES: Final = 2  # raise it with any change by which the same settings keep oth
 _SUFFIX: Final = ".reading"
 
 # What changes the answer, the speed or the memory, and not one row of what was read.
-_IRRELEVANT: Final = ("n_predict", "temp", "top_k", "top_p", "min_p", "n_threads", "undo_mib")
+_IRRELEVANT: Final = (
+    "n_predict", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "n_threads", "undo_mib",
+)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 

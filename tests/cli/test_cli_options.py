@@ -45,6 +45,7 @@ SPELLINGS = [
     (["--top-k", "1"], "top_k", 1),
     (["--top-p", "0.5"], "top_p", 0.5),
     (["--min-p", "0"], "min_p", 0.0),
+    (["--repeat-penalty", "1.1"], "repeat_penalty", 1.1),
     (["--seed", "-1"], "seed", -1),
     (["-t", "2"], "n_threads", 2),
     (["-ngl", "99"], "n_gpu_layers", 99),

@@ -89,6 +89,15 @@ def test_accepted_tokens_restore_what_comes_from_history(llama, options, temp):
     assert draw(llama, later, 40) == whole
 
 
+def test_penalties_begin_anew_with_an_answer(llama):
+    sampler = make(llama, temp=0.0, repeat_penalty=1e6)
+    first = draw(llama, sampler, 5)
+    assert len(set(first)) == 5
+    sampler.begin_answer()
+    assert draw(llama, sampler, 5) == first
+    assert sampler.n_drawn == 10
+
+
 def test_penalties_are_llama_cpps_arithmetic(llama):
     """Logits after three draws of one token and one of another, worked out by hand."""
     logits = np.full(llama.native.n_vocab, -50.0, np.float32)

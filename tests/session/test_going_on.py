@@ -35,12 +35,14 @@ with Llama(sys.argv[1], **{**dataclasses.asdict(saved.config), "n_threads": 1}) 
 """
 
 
-@pytest.mark.parametrize("temp", [0.0, 0.8])
+@pytest.mark.parametrize(("temp", "repeat_penalty"), [(0.0, 1.0), (0.8, 1.3)])
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_next_64_tokens_are_those_of_the_uninterrupted_run(tmp_path, policy, allocation, temp):
+def test_the_next_64_tokens_are_those_of_the_uninterrupted_run(
+    tmp_path, policy, allocation, temp, repeat_penalty
+):
     """Loaded in a fresh process, with evictions before and after."""
-    options = OPTIONS | {"allocation": allocation}
+    options = OPTIONS | {"allocation": allocation, "repeat_penalty": repeat_penalty}
     if policy == "kvzip":
         options |= {"n_ubatch": 256}
     model = MODEL.write(tmp_path / "m.gguf")

@@ -194,6 +194,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kvpress-16000": lambda: kvpress_alone("16000"),
     "kvpress-16000-bf16": lambda: kvpress_alone("16000-bf16"),
     "kvpress-32000": lambda: kvpress_alone("32000"),
+    "kvpress-32000-bf16": lambda: kvpress_alone("32000-bf16"),
     "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {

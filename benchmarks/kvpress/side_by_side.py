@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         for policy, allocation, share in cells:
             with Llama(
                 options.model, temp=0.0, n_predict=N_ANSWER, policy=policy, allocation=allocation,
-                budget=f"{share:.0%}", n_threads=options.threads,
+                budget=f"{100 * share:.4g}%", n_threads=options.threads,
             ) as llama:  # fmt: skip
                 for prompt in prompts:
                     key = {"side": "restkv-local", "question": known, "share": share}
@@ -111,7 +111,7 @@ def table(rows: list[Row], timed: list[Row], known: str) -> str:
     cells, clock = cells_of(rows, known), cells_of(timed, known)
     shares = sorted({share for cell in cells.values() for share in cell if share < 1})
     tasks = [task for task in NEEDLES if any(row["task"] == task for row in rows)]
-    heads = [f"{task} at {share:.0%}" for task in tasks for share in shares]
+    heads = [f"{task} at {100 * share:.4g}%" for task in tasks for share in shares]
     lines = [
         "| | method | " + " | ".join(heads) + " | s a sample | peak MiB |",
         "|---|---|" + "---|" * len(heads) + "---:|---:|",

@@ -239,7 +239,7 @@ RepeatPenalty = Annotated[
     float,
     typer.Option(
         "--repeat-penalty",
-        help="Divides the logits of an answer's last 64 tokens; 1 is off, 1.1 ends most loops.",
+        help="Divides the logits of an answer's last 64 tokens; 1 is off.",
         rich_help_panel=SAMPLING,
     ),
 ]

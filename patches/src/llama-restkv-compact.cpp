@@ -47,7 +47,7 @@ void scatter(llama_restkv_run & run, ggml_tensor * src, ggml_tensor * pool, cons
         if (n > 0) {
             ggml_tensor * from = ggml_view_3d(c, src, src->ne[0], n, n_head, src->nb[1], src->nb[1]*n, src->nb[1]*first);
             ggml_tensor * to   = words(c, pool, starts[h], n, n_head, stride);
-            if (src->nb[1] < 64) { // a copy goes row by row: the few floats of norms as one for each head
+            if (src->nb[1] < 64) { // a copy goes row by row: short rows, as norms are, as one for each head
                 for (auto * rows : { from, to }) {
                     rows->ne[0] *= n;
                     rows->ne[1]  = 1;

@@ -106,10 +106,6 @@ public:
     std::vector<int32_t>  window_rows (uint32_t n_used, uint32_t n_max) const;
     std::vector<uint32_t> window_slots(const std::vector<int32_t> & rows) const;
     void forget_queries() { n_seen = 0; }
-
-    // A row's norms are computed once: it moves, and never changes. Slots [0, n_normed) have them.
-    uint32_t n_normed = 0;
-
     void set_queries(uint32_t n, uint32_t n_used); // ring rows [0, n) hold the queries of the newest n slots
 
     uint32_t n_slots;  // no segment may hold more
@@ -117,6 +113,9 @@ public:
     uint32_t n_ring;
     uint32_t n_cols = 0; // KV heads over all layers: columns of the index input
     uint32_t slot_end;   // the first slot that some segment has no row for
+
+    // Norms are computed once, for a row moves and never changes. Slots [0, n_normed) have them.
+    uint32_t n_normed = 0;
 
     // nodes that attention over single KV heads and their compaction add to a graph
     uint32_t n_nodes_extra() const;

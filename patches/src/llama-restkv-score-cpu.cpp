@@ -12,6 +12,19 @@
 
 namespace {
 
+// A row times factor into what was reduced so far: the larger of both, or both added up.
+RESTKV_INLINE void reduce_into(float * out, const float * row, float factor, int64_t n, bool largest) {
+    if (largest) {
+        for (int64_t j = 0; j < n; ++j) {
+            out[j] = out[j] < row[j]*factor ? row[j]*factor : out[j];
+        }
+        return;
+    }
+    for (int64_t j = 0; j < n; ++j) {
+        out[j] += row[j]*factor;
+    }
+}
+
 struct maximum {
     template <int64_t n_lane>
     static RESTKV_INLINE void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
@@ -24,9 +37,7 @@ struct maximum {
             float * out = (float *) dst->data + h*n_used;
             std::copy(a, a + n_used, out);
             for (int64_t w = 1; w < attn->ne[1]; ++w) {
-                for (int64_t j = 0; j < n_used; ++j) {
-                    out[j] = out[j] < a[w*n_used + j] ? a[w*n_used + j] : out[j];
-                }
+                reduce_into(out, a + w*n_used, 1.0f, n_used, true);
             }
         }
     }
@@ -221,17 +232,11 @@ struct reductions {
                 out += op.first;
                 for (int64_t i = 0; i < part.n; ++i) {
                     const float * row = op.shares.get() + i*op.n_filled;
-                    const float factor = op.factors[i];
-                    if (r == n_weights) {
-                        for (int64_t j = 0; j < op.n; ++j) {
-                            out[j] = out[j] < row[j]*factor ? row[j]*factor : out[j];
-                        }
-                        continue;
+                    float factor = op.factors[i];
+                    if (r < n_weights) {
+                        factor *= ((const float *) weights->data)[(part.head*op.n_window + part.first + i)*n_weights + r];
                     }
-                    const float weight = factor*((const float *) weights->data)[(part.head*op.n_window + part.first + i)*n_weights + r];
-                    for (int64_t j = 0; j < op.n; ++j) {
-                        out[j] += weight*row[j];
-                    }
+                    reduce_into(out, row, factor, op.n, r == n_weights);
                 }
             }
         }
@@ -245,20 +250,11 @@ struct combined {
         const int64_t n_weights = ((const llama_restkv_attention_args *) userdata)->n_weights;
         const int64_t n = dst->ne[0];
         for (int64_t i = ith; i < dst->ne[1]*dst->ne[2]; i += nth) {
+            const float * part = (const float *) parts->data + i*n;
             float * out = (float *) dst->data + i*n;
-            for (int64_t p = 0; p < parts->ne[3]; ++p) {
-                const float * from = (const float *) parts->data + (p*dst->ne[1]*dst->ne[2] + i)*n;
-                if (p == 0) {
-                    std::copy(from, from + n, out);
-                } else if (i/dst->ne[1] < n_weights) {
-                    for (int64_t j = 0; j < n; ++j) {
-                        out[j] += from[j];
-                    }
-                } else {
-                    for (int64_t j = 0; j < n; ++j) {
-                        out[j] = out[j] < from[j] ? from[j] : out[j];
-                    }
-                }
+            std::copy(part, part + n, out);
+            for (int64_t p = 1; p < parts->ne[3]; ++p) {
+                reduce_into(out, part + p*dst->ne[1]*dst->ne[2]*n, 1.0f, n, i/dst->ne[1] == n_weights);
             }
         }
     }

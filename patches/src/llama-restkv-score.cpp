@@ -474,7 +474,7 @@ void llama_restkv_score_layers(llama_context * ctx, llama_restkv_pool & pool, ui
 
     // the scheduler holds what the model's own graph needs, and this graph must not ask for more
     const size_t max_nodes = 1000;
-    const size_t max_bytes = size_t(8) << 20; // inputs stay until a graph ends, and layers of unequal segments have a mask for each head
+    const size_t max_bytes = size_t(8) << 20; // inputs stay until a graph ends, and off the CPU unequal segments have a mask for each head
 
     const size_t nodes_layer = 70 + (args.flags & LLAMA_RESTKV_PER_QUERY ? 12*data.rows.size() : 0);
     size_t n_group = std::max<size_t>(1, max_nodes/nodes_layer);

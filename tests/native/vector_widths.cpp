@@ -45,6 +45,33 @@ void run(operand & out, std::vector<float> & all, std::initializer_list<operand 
     all.insert(all.end(), out.values.begin(), out.values.end());
 }
 
+// softmax in double, a soft cap and a sink among it; heads of a group have the same number of absent rows
+bool equals_attention(const operand & kv, const operand & idxs, const operand & absent, const operand & q, const operand & mask,
+                      const operand * sinks, const llama_restkv_attention_args & args, const operand & attn) {
+    const int64_t n_used = attn.tensor.ne[0], n_window = attn.tensor.ne[1], head_dim = q.tensor.ne[0];
+    for (int64_t i = 0; i < n_window*n_head; ++i) {
+        const int64_t h_kv = i/n_window/(n_head/n_head_kv);
+        std::vector<double> shares(n_used, 0.0);
+        double total = sinks ? std::exp((double) sinks->values[i/n_window]) : 0.0;
+        for (int64_t j = ((const int32_t *) absent.tensor.data)[h_kv]; j < n_used; ++j) {
+            const float * key = kv.values.data() + ((const int32_t *) idxs.tensor.data)[h_kv*n_used + j]*head_dim;
+            double product = 0.0;
+            for (int64_t d = 0; d < head_dim; ++d) {
+                product += (double) key[d]*q.values[i*head_dim + d];
+            }
+            product *= args.scale;
+            product  = args.softcap ? args.softcap*std::tanh(product/args.softcap) : product;
+            total += shares[j] = std::exp(product + mask.values[i%n_window*n_used + j]);
+        }
+        for (int64_t j = 0; j < n_used; ++j) {
+            if (!(std::abs(shares[j]/total - attn.values[i*n_used + j]) < 1e-5)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 // two weighted sums over the queries of attn [n_used, n_window, n_head], then the maximum
 bool equals_reductions(const operand & attn, const operand & weights, const operand & reduced) {
     const int64_t n_used = attn.tensor.ne[0], n_window = attn.tensor.ne[1];
@@ -118,7 +145,7 @@ std::vector<float> results() {
                         run<attention,  n_lane>(attn, all, { &kv, &idxs, &absent, &q, &mask, sunk }, &args);
                         run<reductions, n_lane>(parts, all, { &kv, &idxs, &absent, &q, &mask, sunk, &weights }, &args);
                         run<combined,   n_lane>(reduced, all, { &parts }, &args);
-                        if (!equals_reductions(attn, weights, reduced)) {
+                        if (!equals_attention(kv, idxs, absent, q, mask, sunk, args, attn) || !equals_reductions(attn, weights, reduced)) {
                             all.push_back(NAN);
                         }
                     }

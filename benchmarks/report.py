@@ -175,6 +175,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "talk": lambda: talk.table(read("talk")),
     "bench-choice": bench_choice,
     "bench": lambda: bench().to_markdown(with_profile=True),
+    "bench-rounds": lambda: bench("bench-rounds").to_markdown(),
     "bench-avx2": lambda: bench("bench-avx2").to_markdown(with_profile=True),
     "bench-avx2-rounds": lambda: bench("bench-avx2-rounds").to_markdown(),
     "bench-allocations": lambda: bench("bench-allocations").to_markdown(),

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from restkv_local.bench.caches import Cache
 from restkv_local.bench.ceiling import Ceiling, find_ceilings
+from restkv_local.bench.depths import SpeedLeft, compare_depths
 from restkv_local.bench.figures import Figure, summarise
 from restkv_local.bench.log import Sample, read_bench_log
 from restkv_local.bench.profile import PARTS
@@ -66,6 +67,11 @@ class BenchReport:
         n_prompt, n_gen = self.metadata["n_prompt"], self.metadata["n_gen"]
         return summarise(self.samples, self.names, n_prompt=n_prompt, n_gen=n_gen)
 
+    def speeds_left(self) -> list[SpeedLeft]:
+        """Return what is left of every column's speed behind more tokens."""
+        n_prompt, n_gen = self.metadata["n_prompt"], self.metadata["n_gen"]
+        return compare_depths(self.samples, self.names, n_prompt=n_prompt, n_gen=n_gen)
+
     def ceilings(self) -> list[Ceiling]:
         """Return what writing could gain at best in columns that store rows as the whole cache does."""
         like = [c.name for c in self.caches if _stored(c) == ("f16", "f16")]
@@ -104,6 +110,7 @@ class BenchReport:
             "metadata": {**self.metadata, "commits": self.commits()},
             "caches": [asdict(cache) for cache in self.caches],
             "figures": [asdict(figure) for figure in self.figures()],
+            "speeds_left": [asdict(left) for left in self.speeds_left()],
             "ceilings": [asdict(ceiling) for ceiling in self.ceilings()],
             "profile": {phase: self.profile(phase) for phase in _PHASES},
             "errors": self.errors(),
@@ -121,7 +128,11 @@ class BenchReport:
 
     def to_markdown(self, *, with_profile: bool = False) -> str:
         """Return what was measured, on what, and tables."""
-        parts = [describe_run(self.metadata, self.commits()), _figures_table(self)]
+        parts = [
+            describe_run(self.metadata, self.commits()),
+            _figures_table(self),
+            _depths_table(self),
+        ]
         if with_profile:
             parts += [_profile_table(self, phase) for phase in _PHASES]
             parts.append(_ceilings_table(self.ceilings()))
@@ -184,6 +195,23 @@ def _show(figure: Figure | None, is_first: bool) -> str:
     if figure.n > 1 and figure.mad >= 0.5 * 10**-figure.digits:
         text += f" ±{figure.mad:,.{figure.digits}f}"
     return text if figure.ratio is None or is_first else f"{text} ({figure.ratio:.2f})"
+
+
+def _depths_table(report: BenchReport) -> str:
+    rows: dict[str, dict[str, SpeedLeft]] = {}
+    for left in report.speeds_left():
+        rows.setdefault(f"{left.test} @ d{left.depth} / d{left.base}", {})[left.cache] = left
+    if not rows:
+        return ""
+    names = [name for name in report.names if any(name in row for row in rows.values())]
+
+    def show(left: SpeedLeft | None) -> str:
+        if left is None:
+            return "-"
+        return f"{left.median:.2f}" + (f" ±{left.mad:.2f}" if left.n > 1 else "")
+
+    lines = ([test, *(show(row.get(name)) for name in names)] for test, row in rows.items())
+    return write_table(["speed left, same round", *names], lines, n_left=1)
 
 
 def _profile_table(report: BenchReport, phase: str) -> str:

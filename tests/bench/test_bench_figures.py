@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restkv_local.bench.ceiling import find_ceilings
+from restkv_local.bench.depths import compare_depths
 from restkv_local.bench.figures import median_and_mad, summarise
 from restkv_local.bench.log import Sample
 
@@ -68,6 +69,19 @@ def test_a_column_without_a_partner_in_its_round_has_no_ratio(result):
     samples = [Sample("full", 1, 0, None, result()), Sample("restkv 256", 1, 1, None, result())]
     figures = summarise(samples, CACHES, n_prompt=512, n_gen=128)
     assert find(figures, "pp512", "restkv 256", depth=1).ratio is None
+
+
+def test_depths_are_compared_within_a_round_alone(result):
+    """The second round has no short text, the third was twice as slow throughout."""
+    samples = [
+        Sample("full", depth, repetition, None, result(tg_s=seconds))
+        for depth, repetition, seconds in
+        [(100, 0, 1.0), (900, 0, 2.0), (900, 1, 9.0), (100, 2, 2.0), (900, 2, 6.0)]
+    ]  # fmt: skip
+    found = compare_depths(samples, CACHES, n_prompt=512, n_gen=128)
+    (tg,) = (left for left in found if left.test == "tg128")
+    assert (tg.cache, tg.depth, tg.base, tg.n) == ("full", 900, 100, 2)
+    assert (tg.median, tg.mad) == (pytest.approx((1 / 2 + 1 / 3) / 2), pytest.approx(1 / 12))
 
 
 def test_failed_cells_leave_no_figure(result):

@@ -41,6 +41,16 @@ def test_the_table_has_a_row_for_each_test_and_a_column_for_each_cache(report):
     assert "goes, ms" not in text
 
 
+def test_what_is_left_of_the_speed_has_a_table_where_there_are_depths(report, samples):
+    # Rounds grow slower alike; 1,000 rows cost 20 ms a token and 4,000 rows 50, 500 rows 15 at both depths.
+    text = report.to_markdown()
+    assert "| speed left, same round | full | restkv 256 |" in text
+    assert "| pp512 @ d4000 / d1000 | 1.00 ±0.00 | 1.00 ±0.00 |" in text
+    assert "| tg128 @ d4000 / d1000 | 0.40 ±0.00 | 1.00 ±0.00 |" in text
+    shallow = [sample for sample in samples if sample.depth == 1000]
+    assert "speed left" not in BenchReport(METADATA, CACHES, shallow).to_markdown()
+
+
 def test_every_line_of_a_table_is_as_wide_as_its_head(report):
     for table in report.to_markdown(with_profile=True).split("\n\n"):
         rows = [line for line in table.splitlines() if line.startswith("|")]
@@ -77,6 +87,9 @@ def test_json_has_everything(report):
     assert len(found["figures"]) == len(report.figures())
     assert found["errors"] == ["full @ d9000: no memory"]
     assert found["profile"]["reading"]["restkv 256"]["decode"] == 0.5
+    assert found["speeds_left"][-1] == {
+        "test": "tg128", "cache": "restkv 256", "depth": 4000, "base": 1000, "median": 1, "mad": 0, "n": 3,
+    }  # fmt: skip
     assert found["ceilings"][0]["cache"] == "restkv 256"
     assert [cache["name"] for cache in found["caches"]] == ["full", "restkv 256"]
 

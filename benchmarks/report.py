@@ -162,10 +162,19 @@ def kvpress_multikey() -> str:
     return side_by_side.table(rows, [], "read")
 
 
-def kvpress_alone(name: str, known: str = "read") -> str:
+def kvpress_alone(name: str, known: str = "read", share: float | None = None) -> str:
     """Prompts that had the machine to themselves: what was found, and what it took."""
     rows = side_by_side.read_rows(RESULTS / f"side-by-side-{name}")
+    rows = [row for row in rows if share is None or row["share"] in (share, 1)]
     return side_by_side.table(rows, rows, known)
+
+
+def kvpress_pace() -> str:
+    """Compare what prompts of every length took that had the machine to themselves, both sides in bfloat16."""
+    folders = {1500: "timed", 8000: "8000-bf16", 16000: "16000-bf16", 32000: "32000-bf16"}
+    return side_by_side.pace(
+        {n: side_by_side.read_rows(RESULTS / f"side-by-side-{name}") for n, name in folders.items()}
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -192,10 +201,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "kvpress-multikey-unknown": lambda: kvpress_alone("multikey-unknown", "unknown"),
     "kvpress-8000": lambda: kvpress_alone("8000"),
     "kvpress-8000-bf16": lambda: kvpress_alone("8000-bf16"),
+    "kvpress-pace": kvpress_pace,
     "kvpress-16000": lambda: kvpress_alone("16000"),
-    "kvpress-16000-bf16": lambda: kvpress_alone("16000-bf16"),
+    "kvpress-16000-bf16": lambda: kvpress_alone("16000-bf16", share=0.1),
+    "kvpress-16000-few": lambda: kvpress_alone("16000-bf16", share=0.02),
     "kvpress-32000": lambda: kvpress_alone("32000"),
-    "kvpress-32000-bf16": lambda: kvpress_alone("32000-bf16"),
+    "kvpress-32000-bf16": lambda: kvpress_alone("32000-bf16", share=0.1),
+    "kvpress-32000-few": lambda: kvpress_alone("32000-bf16", share=0.02),
     "kvpress-unknown": lambda: side_by_side.table(*kvpress(), "unknown"),
 }
 PICTURES: dict[str, Callable[[Path], Any]] = {

@@ -35,9 +35,21 @@ from restkv_local import Llama
 from restkv_local.chat.ask import Mode
 
 NEEDLES = {"needle": 1, "multikey": 4}
-CACHES = {  # what is asked for: (policy, allocation)
-    "read": [("restkv", "uniform"), ("restkv+", "global"), ("snapkv", "uniform")],
-    "unknown": [("kvzip", "global"), ("restkv+", "global")],
+CACHES = {  # what is asked for: settings by name of the method
+    "read": {
+        "restkv": {"policy": "restkv"},
+        "restkv+, global": {"policy": "restkv+", "allocation": "global"},
+        "snapkv": {"policy": "snapkv"},
+    },
+    "unknown": {
+        "kvzip, global": {"policy": "kvzip", "allocation": "global"},
+        "kvzip, global, read whole": {
+            "policy": "kvzip",
+            "allocation": "global",
+            "prefill": "full",
+        },
+        "restkv+, global": {"policy": "restkv+", "allocation": "global"},
+    },
 }
 MODES: dict[str, Mode] = {"read": "per-question", "unknown": "ingest"}
 
@@ -66,20 +78,22 @@ def run(options: argparse.Namespace) -> None:
     ]
     log = Log(options.folder / "restkv.jsonl")
     for known in options.question or CACHES:
-        caches = CACHES[known]
         whole = known == "read" and not options.no_full
-        cells = [("full", "uniform", 1.0)] if whole else []
+        cells = [("full", 1.0, {"policy": "full"})] if whole else []
         cells += [
-            (*cache, share) for share in options.share or (0.1, 0.25, 0.5) for cache in caches
+            (method, share, settings)
+            for share in options.share or (0.1, 0.25, 0.5)
+            for method, settings in CACHES[known].items()
+            if method in (options.method or CACHES[known])
         ]
-        for policy, allocation, share in cells:
+        for method, share, settings in cells:
             with Llama(
-                options.model, temp=0.0, n_predict=N_ANSWER, policy=policy, allocation=allocation,
-                budget=f"{100 * share:.4g}%", n_threads=options.threads,
+                options.model, temp=0.0, n_predict=N_ANSWER, budget=f"{100 * share:.4g}%",
+                n_threads=options.threads, **settings,
             ) as llama:  # fmt: skip
                 for prompt in prompts:
                     key = {"side": "restkv-local", "question": known, "share": share}
-                    key["method"] = policy if allocation == "uniform" else f"{policy}, {allocation}"
+                    key["method"] = method
                     key |= {name: prompt[name] for name in ("task", "seed")}
                     ask = partial(answer, llama, prompt, MODES[known])
                     measure(log, prompt["number"], ask, **key)
@@ -130,6 +144,36 @@ def table(rows: list[Row], timed: list[Row], known: str) -> str:
     return "\n".join(lines)
 
 
+def pace(lots: dict[int, list[Row]]) -> str:
+    """Return a Markdown table with a line for each length and share: what all methods took on either side.
+
+    ``lots`` has the rows by tokens of the prompt; those with the question read before the eviction count.
+    """
+    lines = [
+        "| tokens | kept | prompts | s a sample here | kvpress | times as long | peak MiB here | kvpress |"
+        " times as much |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for n_tokens, rows in sorted(lots.items()):
+        rows = [row for row in rows if row["question"] == "read" and row["share"] < 1]
+        for share in sorted({row["share"] for row in rows}):
+            samples = {row["seed"] for row in rows if row["share"] == share}
+            texts = [f"{n_tokens:,}", f"{100 * share:.4g}%", str(len(samples))]
+            for field, digits in (("seconds", 1), ("peak_mib", 0)):
+                here, there = (
+                    sorted(
+                        statistics.median(row[field] for row in by_share[share])
+                        for (found, _), by_share in cells_of(rows, "read").items()
+                        if found == side and by_share.get(share)
+                    )
+                    for side in ("restkv-local", "kvpress")
+                )
+                texts += [f"{side[0]:,.{digits}f}-{side[-1]:,.{digits}f}" for side in (here, there)]
+                texts.append(f"{there[0] / here[-1]:.1f}-{there[-1] / here[0]:.1f}")
+            lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
 def draw(rows: list[Row], timed: list[Row], path: Path) -> None:
     """Draw accuracy against seconds, a point for each method and share."""
     from matplotlib.figure import Figure
@@ -175,6 +219,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--share", type=float, action="append", help="rows kept; repeatable")
     parser.add_argument("--question", choices=CACHES, action="append", help="repeatable")
+    methods = dict.fromkeys(method for caches in CACHES.values() for method in caches)
+    parser.add_argument("--method", choices=methods, action="append", help="repeatable")
     parser.add_argument("--no-full", action="store_true", help="leave the whole cache out")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the tables of both logs")

@@ -23,6 +23,7 @@ from prose import document
 
 from restkv_local import ChatSession, Llama
 from restkv_local.engine import Progress
+from restkv_local.markdown import write_table
 
 N_PACE = 8192  # tokens
 THINGS = (
@@ -70,18 +71,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         settings = ", ".join(f"{name}={value}" for name, value in row["set"].items())
         cells[row["tokens"], f"{row['cell']} {settings}".strip()].append(row)
-    lines = [
-        "| cache | tokens | found (95 %) | prefill t/s | last 8k / first 8k | score+compact % | guide %"
-        " | KV MiB / full |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = [
+        "cache", "tokens", "found (95 %)", "prefill t/s", "last 8k / first 8k", "score+compact %", "guide %",
+        "KV MiB / full",
+    ]  # fmt: skip
     # Stable: caches of one length stay in the order they were measured in.
-    for (_, name), lot in sorted(cells.items(), key=lambda item: item[0][0]):
-        lines.append("| " + " | ".join(map(str, summarise(name, lot))) + " |")
-    return "\n".join(lines)
+    lots = sorted(cells.items(), key=lambda item: item[0][0])
+    columns = zip(head, *(summarise(name, lot) for (_, name), lot in lots), strict=True)
+    shown, *lines = zip(*(column for column in columns if any(column[1:])), strict=True)
+    return write_table(shown, lines, n_left=len(shown))
 
 
-def summarise(name: str, rows: list[dict[str, Any]]) -> list[Any]:
+def summarise(name: str, rows: list[dict[str, Any]]) -> list[str]:
     """Return one line of the table; of a run that was held up meanwhile the log has no times."""
     timed = [row for row in rows if "prompt_ms" in row]
 

@@ -78,7 +78,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     # Stable: caches of one length stay in the order they were measured in.
     lots = sorted(cells.items(), key=lambda item: item[0][0])
     columns = zip(head, *(summarise(name, lot) for (_, name), lot in lots), strict=True)
-    shown, *lines = zip(*(column for column in columns if any(column[1:])), strict=True)
+    shown, *lines = zip(*(column for column in columns if any(column[1:]) or not lots), strict=True)
     return write_table(shown, lines, n_left=len(shown))
 
 

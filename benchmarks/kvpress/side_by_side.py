@@ -33,6 +33,7 @@ from ranking import N_ANSWER, needle_prompt
 
 from restkv_local import Llama
 from restkv_local.chat.ask import Mode
+from restkv_local.markdown import write_table
 
 NEEDLES = {"needle": 1, "multikey": 4}
 CACHES = {  # what is asked for: settings by name of the method
@@ -92,8 +93,12 @@ def run(options: argparse.Namespace) -> None:
                 n_threads=options.threads, **settings,
             ) as llama:  # fmt: skip
                 for prompt in prompts:
-                    key = {"side": "restkv-local", "question": known, "share": share}
-                    key["method"] = method
+                    key = {
+                        "side": "restkv-local",
+                        "question": known,
+                        "share": share,
+                        "method": method,
+                    }
                     key |= {name: prompt[name] for name in ("task", "seed")}
                     ask = partial(answer, llama, prompt, MODES[known])
                     measure(log, prompt["number"], ask, **key)
@@ -126,12 +131,10 @@ def table(rows: list[Row], timed: list[Row], known: str) -> str:
     shares = sorted({share for cell in cells.values() for share in cell if share < 1})
     tasks = [task for task in NEEDLES if any(row["task"] == task for row in rows)]
     heads = [f"{task} at {100 * share:.4g}%" for task in tasks for share in shares]
-    lines = [
-        "| | method | " + " | ".join(heads) + " | s a sample | peak MiB |",
-        "|---|---|" + "---|" * len(heads) + "---:|---:|",
-    ]
+    lines = []
     for (side, method), by_share in cells.items():
-        texts = [
+        texts = [side, method]
+        texts += [
             found_text([row for row in by_share.get(share, by_share[1.0]) if row["task"] == task])
             for task in tasks
             for share in shares
@@ -140,8 +143,9 @@ def table(rows: list[Row], timed: list[Row], known: str) -> str:
         for field, digits in (("seconds", 1), ("peak_mib", 0)):
             values = [row[field] for row in every]
             texts.append(f"{statistics.median(values):.{digits}f}" if values else "")
-        lines.append(f"| {side} | {method} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+        lines.append(texts)
+    head = ["side", "method", *heads, "s a sample", "peak MiB"]
+    return write_table(head, lines, n_left=len(head) - 2)
 
 
 def pace(lots: dict[int, list[Row]]) -> str:
@@ -149,11 +153,11 @@ def pace(lots: dict[int, list[Row]]) -> str:
 
     ``lots`` has the rows by tokens of the prompt; those with the question read before the eviction count.
     """
-    lines = [
-        "| tokens | kept | prompts | s a sample here | kvpress | times as long | peak MiB here | kvpress |"
-        " times as much |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    head = [
+        "tokens", "kept", "prompts", "s a sample here", "kvpress", "times as long",
+        "peak MiB here", "kvpress", "times as much",
+    ]  # fmt: skip
+    lines = []
     for n_tokens, rows in sorted(lots.items()):
         rows = [row for row in rows if row["question"] == "read" and row["share"] < 1]
         for share in sorted({row["share"] for row in rows}):
@@ -170,8 +174,8 @@ def pace(lots: dict[int, list[Row]]) -> str:
                 )
                 texts += [f"{side[0]:,.{digits}f}-{side[-1]:,.{digits}f}" for side in (here, there)]
                 texts.append(f"{there[0] / here[-1]:.1f}-{there[-1] / here[0]:.1f}")
-            lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+            lines.append(texts)
+    return write_table(head, lines, n_left=0)
 
 
 def draw(rows: list[Row], timed: list[Row], path: Path) -> None:

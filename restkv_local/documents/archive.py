@@ -82,13 +82,10 @@ class Archive:
                     self._n_read += len(part)
                     if n_member > MEMBER_MAX or self._n_read > TOTAL_MAX:
                         raise self._too_large(member)
-        except RuntimeError as error:
-            # NotImplementedError is one too, but only encryption has no class of its own.
-            if isinstance(error, NotImplementedError):
-                raise self.broken(f"{member}: {error}") from None
-            raise InputError(f"{self.name} is encrypted; save it without a password") from None
         except _BROKEN as error:
             raise self.broken(f"{member}: {error}") from None
+        except RuntimeError:  # what is left has no class of its own: encryption
+            raise InputError(f"{self.name} is encrypted; save it without a password") from None
         return b"".join(parts)
 
     def _too_large(self, member: str) -> InputError:

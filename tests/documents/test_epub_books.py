@@ -149,3 +149,22 @@ def test_a_book_with_a_password_is_refused():
     central = data.index(b"META-INF/container.xml", data.index(b"PK\x01\x02")) - 46
     data[central + 8] |= 1
     assert "encrypted" in refusal(bytes(data), "a.epub")
+
+
+def with_headers(data, at_flags, value):
+    """A zip file whose local and central headers say something else at these places."""
+    data = bytearray(data)
+    for mark, place in ((b"PK\x03\x04", at_flags), (b"PK\x01\x02", at_flags + 2)):
+        start = data.find(mark)
+        while start >= 0:
+            data[start + place] = value
+            start = data.find(mark, start + 1)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "words"), [(6, 1, "without a password"), (8, 99, "is broken: ")]
+)
+def test_what_zip_cannot_open_is_one_line(at, value, words):
+    """Encrypted members, and a compression method that Python does not know."""
+    assert words in refusal(with_headers(make_epub(CHAPTERS), at, value), "a.epub")

@@ -19,6 +19,7 @@ _N_AROUND: Final = 32
 # Characters of a passage that are shown at most.
 _N_SHOWN: Final = 240
 
+_SPACE: Final = re.compile(r"\s")
 _SENTENCE_END: Final = re.compile(r"[.!?…]['\")\]]*\s+|\n\s*\n")
 
 
@@ -133,9 +134,17 @@ def find_passages(attention: F64, tokens: TokenMap, n_most: int = 3) -> tuple[Pa
 
 def _sentence(text: str, at: int) -> tuple[int, int]:
     """Return the ends of the sentence around a character, shortened to what is near it."""
-    half = _N_SHOWN // 2
-    before = [match.end() for match in _SENTENCE_END.finditer(text, max(0, at - half), at + 1)]
-    behind = _SENTENCE_END.search(text, at, min(len(text), at + half))
-    start = before[-1] if before else max(0, at - half)
-    end = behind.end() if behind else min(len(text), at + half)
-    return start, end
+    first, last = max(0, at - _N_SHOWN // 2), min(len(text), at + _N_SHOWN // 2)
+    before = [match.end() for match in _SENTENCE_END.finditer(text, first, at + 1)]
+    behind = _SENTENCE_END.search(text, at, last)
+    # Words stay whole where there are spaces between them.
+    words = [match.start() for match in _SPACE.finditer(text, first, last)]
+    if before:
+        first = before[-1]
+    elif first:
+        first = next((space + 1 for space in words if space < at), first)
+    if behind:
+        last = behind.end()
+    elif last < len(text):
+        last = next((space for space in reversed(words) if space > at), last)
+    return first, last

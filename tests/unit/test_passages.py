@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restkv_local.chat.passages import TokenMap, find_passages
+from restkv_local.chat.passages import TokenMap, _sentence, find_passages
 from restkv_local.documents import parse_document
 from restkv_local.errors import InputError
 
@@ -87,3 +87,16 @@ def test_any_text_in_any_pieces_gives_places_inside_it(text, n, seed):
     for passage in find_passages(received, TokenMap(pieces, [document])):
         assert passage.text in " ".join(document.text.split())
         assert 0 < passage.share <= 1
+
+
+@pytest.mark.parametrize("at", [0, 500, 1001, 1799])
+def test_a_long_sentence_is_shortened_between_words(at):
+    text = "abcdefgh " * 200
+    start, end = _sentence(text, at)
+    assert start <= at < max(end, at + 1)
+    assert 100 < end - start <= 240
+    assert set(text[start:end].split()) == {"abcdefgh"}
+
+
+def test_a_long_sentence_without_spaces_is_shortened_anywhere():
+    assert _sentence("x" * 1000, 500) == (380, 620)

@@ -191,10 +191,16 @@ def _figures_table(report: BenchReport) -> str:
 def _show(figure: Figure | None, is_first: bool) -> str:
     if figure is None:
         return "-"
-    text = f"{figure.median:,.{figure.digits}f}"
-    if figure.n > 1 and figure.mad >= 0.5 * 10**-figure.digits:
-        text += f" ±{figure.mad:,.{figure.digits}f}"
+    text = _with_spread(figure, figure.digits)
     return text if figure.ratio is None or is_first else f"{text} ({figure.ratio:.2f})"
+
+
+def _with_spread(measured: Figure | SpeedLeft, digits: int) -> str:
+    """Median and, where there are several rounds and it does not round to nothing, the distance to it."""
+    text = f"{measured.median:,.{digits}f}"
+    if measured.n > 1 and measured.mad >= 0.5 * 10**-digits:
+        text += f" ±{measured.mad:,.{digits}f}"
+    return text
 
 
 def _depths_table(report: BenchReport) -> str:
@@ -204,13 +210,10 @@ def _depths_table(report: BenchReport) -> str:
     if not rows:
         return ""
     names = [name for name in report.names if any(name in row for row in rows.values())]
-
-    def show(left: SpeedLeft | None) -> str:
-        if left is None:
-            return "-"
-        return f"{left.median:.2f}" + (f" ±{left.mad:.2f}" if left.n > 1 else "")
-
-    lines = ([test, *(show(row.get(name)) for name in names)] for test, row in rows.items())
+    lines = (
+        [test, *(_with_spread(row[name], 2) if name in row else "-" for name in names)]
+        for test, row in rows.items()
+    )
     return write_table(["speed left, same round", *names], lines, n_left=1)
 
 

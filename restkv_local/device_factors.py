@@ -42,7 +42,7 @@ class DeviceFactors:
 
     def load(self, request: ObservationRequest | None) -> None:
         """Have there what a request wants; what Ctrl-C stops begins anew next time."""
-        if request is None or (request.distance == "none" and not request.value_norm):
+        if request is None or not request.measures_values:
             return
         if self._projects == request.project:
             return

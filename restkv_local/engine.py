@@ -134,6 +134,7 @@ class Engine:
         self.shape = shape
         self.config = config
         self.policy = make_policy(config.policy, config)
+        self.is_configured = True  # the policy is what the options say, without knobs of its own
         self._allocator = make_allocator(config.allocation)
         _check_pair(self.policy, self._allocator)
         self._on_evict = on_evict
@@ -380,6 +381,8 @@ class Engine:
         if self.is_open:
             self._factors.load(self._sample_request(chosen))
         self.policy, self._allocator = chosen, allocator
+        if policy is not None:
+            self.is_configured = isinstance(policy, str)
         if budget is not None:
             self.budget = budget
         self.config = replace(
@@ -551,7 +554,8 @@ class Engine:
     @property
     def can_evict(self) -> bool:
         """Whether there are queries that :meth:`evict` could go by, or the policy asks for none."""
-        return self.native.n_observed > 0 or not observes_attention(self.policy)
+        request = self._sample_request(self.policy)
+        return self.native.n_observed > 0 or request is None or not request.needs_window
 
     def _n_window(self, wanted: int) -> int:
         n_observed = self.native.n_observed
@@ -745,7 +749,7 @@ class Engine:
         """Return the ``kv`` object of the JSON report."""
         counters = self.counters
         row_bytes = kv_bytes_per_token(self.shape, self.config.type_k, self.config.type_v)
-        allocated = self.native.allocated()
+        held = self.native.held
         return {
             "policy": self.config.policy,
             "allocation": self.config.allocation,
@@ -761,8 +765,8 @@ class Engine:
             "score_ms": round(counters.score_ms, 3),
             "compact_ms": round(counters.compact_ms, 3),
             "guide_ms": round(counters.guide_ms, 3),
-            "bytes": allocated["k"] + allocated["v"] + allocated["other"],
-            "bytes_full": counters.seen * row_bytes + allocated["other"],
+            "bytes": sum(held.values()),
+            "bytes_full": counters.seen * row_bytes + held["other"],
         }
 
 

@@ -81,8 +81,13 @@ class LoadedModel:
         """Identity of the model's file."""
         return fingerprint_model(self.shape.path)
 
-    def reading_key(self, tokens: Sequence[int], guide: Sequence[int]) -> str:
-        """Return what the reading of a text, by the engine as it is open now, is kept under."""
+    def reading_key(self, tokens: Sequence[int], guide: Sequence[int]) -> str | None:
+        """Return what the reading of a text, by the engine as it is open now, is kept under.
+
+        None where no options say which rows are kept: by a policy with knobs of its own.
+        """
+        if not self.engine.is_configured:
+            return None
         return reading_key(
             fingerprint=self.fingerprint,
             library=library_stamp(),

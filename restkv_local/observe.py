@@ -291,7 +291,7 @@ def observe_numpy(
                 native.read(i, "q", n_obs),
                 k,
                 native.read(i, "v"),
-                factors(i) if request.project else None,
+                factors(i) if request.projects else None,
                 request,
                 positions[i],
                 rows,

@@ -374,8 +374,7 @@ def observe(
         If the request projects values and there are no factors, or expects
         attention and there are no moments.
     """
-    projects = request.project and (request.distance != "none" or request.value_norm)
-    if projects and factors is None:
+    if request.projects and factors is None:
         raise ValueError("the request projects values, which needs factors (n_head, d, d)")
     if request.key_score == "expected" and moments is None:
         raise ValueError("expected attention needs the moments (mean, moment, rotation)")

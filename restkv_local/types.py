@@ -85,6 +85,21 @@ class ObservationRequest:
         if self.drift and self.top_k < 1:
             raise ValueError(f"drift needs top_k of at least 1; got top_k={self.top_k}")
 
+    @property
+    def measures_values(self) -> bool:
+        """Whether values are looked at: their distances or norms."""
+        return self.distance != "none" or self.value_norm
+
+    @property
+    def projects(self) -> bool:
+        """Whether values are taken after the output projection, which needs its factors."""
+        return self.project and self.measures_values
+
+    @property
+    def needs_window(self) -> bool:
+        """Whether at least one observed query is needed; norms come from the same pass."""
+        return bool(self.reductions) or self.measures_values or self.drift
+
     def weights(self, reduction: Reduction, n_obs: int) -> F32:
         """Weights of the observed queries, oldest first, for a linear reduction.
 

@@ -3,6 +3,7 @@
 #include "llama-hparams.h"
 #include "llama-kv-cache.h"
 #include "llama-kv-cache-iswa.h"
+#include "llama-restkv-score-cpu.h"
 
 #include <algorithm>
 #include <cmath>
@@ -60,9 +61,9 @@ llama_restkv_pool::llama_restkv_pool(
 }
 
 uint32_t llama_restkv_pool::n_nodes_extra() const {
-    // scoring on another device than the CPU asks the scheduler for 12 nodes a query, of one layer at least
-    const bool elsewhere = std::any_of(layers.begin(), layers.end(), [](const auto & layer) { return !ggml_backend_buft_is_host(layer.buft); });
-    return (ragged() ? 24*(n_cols + layers.size()) : 0) + (elsewhere ? 12*n_ring + 100 : 0);
+    // scoring by ggml's operations asks the scheduler for 12 nodes a query, of one layer at least
+    const bool by_ggml = !llama_restkv_score_on_cpu().distance || std::any_of(layers.begin(), layers.end(), [](const auto & layer) { return !ggml_backend_buft_is_host(layer.buft); });
+    return (ragged() ? 24*(n_cols + layers.size()) : 0) + (by_ggml ? 12*n_ring + 100 : 0);
 }
 
 bool llama_restkv_pool::set_probe(bool probe) {

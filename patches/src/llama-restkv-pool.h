@@ -124,6 +124,7 @@ public:
     ggml_type type_v;
 
     float softcap;
+    bool  rope_long = false; // keys are turned by the long of two sets of RoPE factors
 
     std::vector<llama_restkv_layer> layers;
 

@@ -219,25 +219,30 @@ void drift_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
 
     const int64_t n_used   = attn->ne[0];
     const int64_t n_window = attn->ne[1];
-    std::vector<float> ranked(n_used);
+    std::vector<float> ranked;
 
     for (int64_t i = ith; i < n_window*attn->ne[2]; i += nth) {
         const float * a = (const float *) attn->data + i*n_used;
         const float * p = (const float *) pos->data + i/n_window/args.n_gqa*n_used;
+        const int64_t absent = std::find_if(p, p + n_used, [](float x) { return x >= 0.0f; }) - p;
+        const int64_t n      = n_used - absent;
+        const int32_t top_k  = std::min<int64_t>(args.top_k, n);
+        a += absent;
+        p += absent;
 
         // the weakest weight that still counts; equal weights count the older row first
-        ranked.assign(a, a + n_used);
-        std::nth_element(ranked.begin(), ranked.begin() + args.top_k - 1, ranked.end(), std::greater<float>());
-        const float edge = ranked[args.top_k - 1];
-        int32_t n_equal = args.top_k - std::count_if(a, a + n_used, [edge](float x) { return x > edge; });
+        ranked.assign(a, a + n);
+        std::nth_element(ranked.begin(), ranked.begin() + top_k - 1, ranked.end(), std::greater<float>());
+        const float edge = ranked[top_k - 1];
+        int32_t n_equal = top_k - std::count_if(a, a + n, [edge](float x) { return x > edge; });
 
         double sum = 0.0;
-        for (int64_t j = 0; j < n_used; ++j) {
+        for (int64_t j = 0; j < n; ++j) {
             if (a[j] > edge || (a[j] == edge && n_equal-- > 0)) {
                 sum += p[j];
             }
         }
-        ((float *) dst->data)[i] = sum/args.top_k;
+        ((float *) dst->data)[i] = sum/top_k;
     }
 }
 
@@ -250,8 +255,11 @@ ggml_tensor * drift(ggml_context * ctx, llama_restkv_run & run, const llama_rest
         return ggml_custom_4d(ctx, GGML_TYPE_F32, win.n_window, layer.n_head, 1, 1, srcs, 2, drift_cpu, GGML_N_TASKS_MAX, &args);
     }
 
-    ggml_tensor * top = ggml_reshape_2d(ctx, ggml_top_k(ctx, attn, args.top_k), args.top_k*win.n_window*layer.n_gqa, layer.n_head_kv);
-    ggml_tensor * pos = run.input(GGML_TYPE_F32, positions, 1, win.n_used, layer.n_head_kv);
+    // slots that hold nothing, at position -1, rank below rows without attention
+    ggml_tensor * pos    = run.input(GGML_TYPE_F32, positions, 1, win.n_used, layer.n_head_kv);
+    ggml_tensor * absent = ggml_step(ctx, ggml_reshape_3d(ctx, ggml_scale_bias(ctx, pos, -1.0f, -0.5f), win.n_used, 1, layer.n_head_kv));
+    ggml_tensor * ranked = ggml_sub(ctx, ggml_reshape_3d(ctx, attn, win.n_used, win.n_window*layer.n_gqa, layer.n_head_kv), absent);
+    ggml_tensor * top = ggml_reshape_2d(ctx, ggml_top_k(ctx, ranked, args.top_k), args.top_k*win.n_window*layer.n_gqa, layer.n_head_kv);
     ggml_tensor * cur = ggml_reshape_3d(ctx, ggml_get_rows(ctx, pos, top), args.top_k, win.n_window, layer.n_head);
     return ggml_scale(ctx, ggml_reshape_2d(ctx, ggml_sum_rows(ctx, cur), win.n_window, layer.n_head), 1.0f/args.top_k);
 }

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr uint32_t version = 1;
+constexpr uint32_t version = 2;
 
 std::vector<int32_t> rows_per_segment(const llama_restkv_pool & pool, uint32_t n_used) {
     std::vector<int32_t> n_rows;
@@ -31,7 +31,8 @@ size_t bytes_query(const llama_restkv_pool & pool) {
 llama_restkv_state_head head_of(const llama_restkv_pool & pool, uint32_t n_used, int32_t pos) {
     const auto & first = pool.layers.front();
     return { version, pool.n_cols, (uint32_t) first.pool_k->nb[1], (uint32_t) first.pool_v->nb[1],
-        (uint32_t) pool.window_rows(n_used, pool.n_ring).size(), (uint32_t) bytes_query(pool), n_used, pos };
+        (uint32_t) pool.window_rows(n_used, pool.n_ring).size(), (uint32_t) bytes_query(pool), n_used, pos,
+        pool.rope_long };
 }
 
 int64_t bytes_of(const llama_restkv_state_head & head, const int32_t * n_rows) {
@@ -98,6 +99,9 @@ llama_restkv_state_head llama_restkv_state_check(const llama_restkv_pool & pool,
     }
     if (head.n_col != want.n_col || head.row_k != want.row_k || head.row_v != want.row_v || head.bytes_query != want.bytes_query) {
         fail("belongs to another model or KV type");
+    }
+    if (head.rope_long != want.rope_long) {
+        fail("has keys turned by other RoPE factors: the model has two sets, and the size of a context says which one counts");
     }
     std::vector<int32_t> n_rows(head.n_col);
     std::memcpy(n_rows.data(), static_cast<const uint8_t *>(data) + sizeof(head), n_rows.size()*sizeof(int32_t));

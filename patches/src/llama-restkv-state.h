@@ -11,6 +11,7 @@ struct llama_restkv_state_head {
     uint32_t bytes_query;
     uint32_t n_used;    // slots
     int32_t  pos;       // of the newest row, -1: none
+    uint32_t rope_long; // 1: keys are turned by the long of two sets of RoPE factors
 };
 // then: rows of each segment (int32), K rows, V rows, queries of each layer, oldest first
 

@@ -209,18 +209,23 @@ void llama_restkv_disarm(void) {
 int32_t llama_restkv_attach(llama_context * ctx) {
     return guarded([&]() -> int32_t {
         const auto & kv = cache_checked(ctx);
+        auto & pool = *kv.get_restkv();
+        const auto & first = pool.layers[0];
         if (!ctx->get_cparams().flash_attn) {
             throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, "flash attention is off or the device has no kernel for this head size");
         }
         if (kv.get_n_seq_max() != 1) {
             throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, "one sequence per context; n_seq_max = " + std::to_string(kv.get_n_seq_max()));
         }
-        for (const auto * rows : { kv.get_restkv()->layers[0].pool_k, kv.get_restkv()->layers[0].pool_v }) {
+        for (const auto * rows : { first.pool_k, first.pool_v }) {
             if (rows->nb[1]%sizeof(int32_t) != 0) {
                 throw llama_restkv_error(LLAMA_RESTKV_UNSUPPORTED, std::string("rows of ") + ggml_type_name(rows->type) + " with head size "
                     + std::to_string(rows->ne[0]) + " are " + std::to_string(rows->nb[1]) + " bytes, not whole 32-bit words");
             }
         }
+        const auto & model = ctx->get_model();
+        const auto * factors = model.get_rope_factors(ctx->get_cparams(), first.il);
+        pool.rope_long = factors && factors == model.layers[first.il].rope_long;
         {
             // a freed context may have left its address to this one
             std::lock_guard<std::mutex> lock(flags_mutex);

@@ -139,7 +139,7 @@ LLAMA_API int32_t llama_restkv_compact(
         struct llama_context * ctx, const int32_t * n_keep, const int32_t * keep, const int32_t * shift, llama_pos pos);
 
 // The sequence as bytes: rows of every segment as they are stored, the position of the newest one, the observed queries
-// that are still valid. state_set wants a context of the same model, KV types and ring, with room for the rows; it
+// that are still valid. state_set wants a context of the same model, KV types, ring and RoPE factors, with room for the rows; it
 // replaces what the context holds. Refused for models with sliding-window layers, whose own cache it would not cover.
 LLAMA_API int64_t llama_restkv_state_size(const struct llama_context * ctx);
 LLAMA_API int32_t llama_restkv_state_get (struct llama_context * ctx, void * data, int64_t size);

@@ -321,7 +321,7 @@ class DocumentReader:
         key, kept = None, None
         if self._readings is not None:
             key = self._llama.reading_key(tokens, [*guide, int(self.mode == "ingest")])
-            kept = self._readings.load(key)
+            kept = self._readings.load(key) if key is not None else None
         if kept is not None:
             engine.restore(kept.snapshot)
             engine.guide = guide

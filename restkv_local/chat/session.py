@@ -25,7 +25,7 @@ from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.chat.turn_report import TurnReport, make_timings
 from restkv_local.config import Config
 from restkv_local.engine import Engine, Progress, Snapshot
-from restkv_local.errors import ConfigError, InputError
+from restkv_local.errors import ConfigError, InputError, SessionFileError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import library_stamp
 from restkv_local.storage.reading_cache import Reading, ReadingCache
@@ -306,6 +306,9 @@ class ChatSession:
         if not self._cache.held():
             self._cache.hand_to(renewed)
             return "from the next message on"
+        renewed.check(
+            *self._cache.opened
+        )  # a cache that cannot be copied is not given up for what is refused
         text, way = self._cache.text, BY_SNAPSHOT
         with self._cache.or_as_before() as before:
             moved = self._cache.move_to(renewed, self._cache.opened, before, text)
@@ -343,9 +346,14 @@ class ChatSession:
         ------
         SessionFileError
             If it cannot be written, or somebody else wrote the file since this conversation last read or wrote
-            it; what was there is unchanged.
+            it; what was there is unchanged. Or if the policy has knobs of its own, which a file does not hold.
         """
         path = Path(path)
+        if not self._engine.is_configured:
+            raise SessionFileError(
+                f"policy={self._engine.policy.name!r} has knobs of its own, and a session file holds options and names"
+                " alone; take the policy by its name first"
+            )
         with self._llama.turns.call():
             saved = self._pack()
         place = os.path.abspath(path)

@@ -19,6 +19,7 @@ from restkv_local.errors import ConfigError, SessionFileError
 from restkv_local.model.gguf_header import show_path
 from restkv_local.storage.container import read_container, read_meta, write_container
 from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
+from restkv_local.storage.sole_writer import sole_writer
 
 KIND: Final = "session"
 SUFFIX: Final = ".restkv"
@@ -155,26 +156,33 @@ def write_session(
     SessionFileError
         If it cannot be written, or would replace something else; what was there is unchanged.
     """
-    if os.path.exists(path):
-        try:
-            saved = read_meta(path, KIND).get("saved")
-        except SessionFileError as error:
-            raise SessionFileError(
-                f"{show_path(path)} is there and is no session of this version, so it is not "
-                "replaced: choose another name or remove it"
-            ) from error
-        if replaces is not None and saved not in replaces:
-            raise SessionFileError(
-                f"{show_path(path)} was saved by somebody else meanwhile, so it is not replaced: "
-                "save this conversation under another name, or load that one"
-            )
     meta = {field: getattr(session, field) for field in _PLAIN}
     meta["config"] = dataclasses.asdict(session.config)
     meta["turns"] = [dataclasses.asdict(turn) for turn in session.turns]
     arrays: dict[str, Any] = {}
     if session.snapshot is not None:
         meta["snapshot"], arrays = pack_snapshot(session.snapshot)
-    write_container(path, KIND, meta, arrays)
+    with sole_writer(path):
+        _check_replaced(path, replaces)
+        write_container(path, KIND, meta, arrays)
+
+
+def _check_replaced(path: Path, replaces: Collection[str] | None) -> None:
+    """Refuse to replace what is no session, or one that was not saved at these moments."""
+    if not os.path.exists(path):
+        return
+    try:
+        saved = read_meta(path, KIND).get("saved")
+    except SessionFileError as error:
+        raise SessionFileError(
+            f"{show_path(path)} is there and is no session of this version, so it is not "
+            "replaced: choose another name or remove it"
+        ) from error
+    if replaces is not None and saved not in replaces:
+        raise SessionFileError(
+            f"{show_path(path)} was saved by somebody else meanwhile, so it is not replaced: "
+            "save this conversation under another name, or load that one"
+        )
 
 
 def read_session(path: str | Path) -> SavedSession:

@@ -29,6 +29,10 @@ _RUN = re.compile(r"[\S\x1c-\x1f]*[^\S\x1c-\x1f]*")
 # std::regex recurses once for each character that it matches: 326 bytes of stack, measured with g++ 12.
 _STACK_PER_CHARACTER = 512
 
+# enum llama_restkv_bytes_kind: what is made with a context and stays as it is, and what grows
+_HELD = {"k": 0, "v": 1, "other": 3}
+_SCORING = 2
+
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
@@ -86,6 +90,7 @@ class NativeContext:
         self.n_vocab: int = self._llama.llama_vocab_n_tokens(self._vocab)
         self.capacity = 0
         self._n_ubatch = 0
+        self.held = dict.fromkeys(_HELD, 0)  # bytes of rows; remembered, so that any thread may ask
         self.layers: list[LayerInfo] = []
         self.v_rotated = False
         self.k_block = 0  # K is stored rotated in blocks of this many values; 0: as it is
@@ -151,6 +156,7 @@ class NativeContext:
             self.layers = self._layer_infos()
             self.v_rotated = bool(self._restkv.v_rotated(self._ctx))
             self.k_block = self._restkv.k_rotated(self._ctx)
+            self.held = {name: self._bytes(kind) for name, kind in _HELD.items()}
             self.capacity = self._restkv.capacity(self._ctx)
 
         try:
@@ -433,9 +439,11 @@ class NativeContext:
         return self._ctx
 
     def allocated(self) -> dict[str, int]:
-        """Return what the backends allocated: ``k``, ``v``, ``scoring`` and ``other`` (window layers)."""
-        kinds = ("k", "v", "scoring", "other")
-        return {name: int(self._restkv.bytes(self._ctx, kind)) for kind, name in enumerate(kinds)}
+        """Return what the backends allocated: :attr:`held`, and ``scoring``, which grows with what is asked."""
+        return {**self.held, "scoring": self._bytes(_SCORING)}
+
+    def _bytes(self, kind: int) -> int:
+        return int(self._restkv.bytes(self._ctx, kind))
 
     # Scoring and compaction
 

@@ -23,7 +23,8 @@ class SnapKV(Policy):
     kernel : int
         Neighbourhood in rows, odd.
     pooling : {"mean", "max"}
-        The repository's default is the mean, its LongBench runs take the maximum.
+        The repository's default is the mean, its LongBench runs take the maximum. Its mean counts zeros beyond
+        the ends; here the first and the last row stand in, as for every policy.
     group : {"mean", "max"}
         How query heads that share a KV head are combined.
 

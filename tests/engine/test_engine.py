@@ -241,6 +241,21 @@ def test_both_scorings_keep_nearly_the_same_rows(open_llama, tokens):
     assert np.mean(same) > 0.97
 
 
+@pytest.mark.parametrize("policy", ["snapkv", "tova", "keydiff", "expected-attention"])
+def test_numpy_serves_policies_that_need_no_factors(open_llama, tokens, policy):
+    llama = open_llama(MODELS["llama-gqa-2"], scoring="numpy", policy=policy)
+    assert read(llama, tokens(400)).counters.events > 0
+
+
+def test_norms_come_from_the_pass_over_observed_queries_and_wait_for_one(open_llama, tokens):
+    llama = open_llama(MODELS["llama-gqa-2"], policy="expected-attention")
+    engine = read(llama, tokens(400))
+    engine.evict()
+    assert not engine.can_evict
+    with pytest.raises(NativeError, match="read tokens before evicting"):
+        engine.evict()
+
+
 def test_two_runs_in_one_process_equal_a_fresh_run(open_llama, tokens):
     fresh = open_llama(MODELS["qwen2-gqa-8"])
     expected = read(fresh, tokens(300)).native.logits().copy()

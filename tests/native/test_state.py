@@ -53,6 +53,22 @@ def test_an_empty_sequence_is_a_state_too(open_native, tokens):
     assert (native.used, native.position, native.room) == (0, -1, 256)
 
 
+def test_a_state_turned_by_other_rope_factors_is_refused(open_native, tokens):
+    """The size of a context says which of a long-rope model's two sets counts."""
+    model = builders.llama(head_dim=64, long_rope=True)  # made for 512 tokens
+    native, longer = open_native(model), open_native(model, n_rows=768)
+    native.decode(tokens(60))
+    state = native.state()
+    open_native(model, n_rows=512).set_state(state)
+    with pytest.raises(NativeError, match="keys turned by other RoPE factors"):
+        longer.set_state(state)
+    longer.decode(tokens(60))
+    open_native(model, n_rows=1024).set_state(longer.state())
+    with pytest.raises(NativeError, match="keys turned by other RoPE factors"):
+        native.set_state(longer.state())
+    assert native.state() == state
+
+
 def test_damaged_and_foreign_states_are_refused_and_change_nothing(open_native, tokens):
     native = filled(open_native, tokens)
     state = native.state()

@@ -1,5 +1,6 @@
 """Another file, another budget, other rules in the middle of a conversation."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from restkv_local.chat.ask import ask
 from restkv_local.chat.session_file import read_session, write_session
 from restkv_local.errors import ConfigError, InputError, SessionFileError
 from restkv_local.storage import container
+from tests import builders
 from tests.session.conversation import MODEL, SWA, assert_same_cache, cache, prose, say, talk
 
 pytestmark = pytest.mark.native
@@ -393,3 +395,52 @@ def test_ctrl_c_when_a_file_is_already_in_place_leaves_it_this_conversations(
     stranger.save(tmp_path / "a")
     with pytest.raises(SessionFileError, match="somebody else"):
         session.save(tmp_path / "a", replace_any=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda session: session.set_budget(600), lambda session: session.set_policy("lru", "global")],
+    ids=["budget", "allocation"],
+)
+def test_rows_turned_by_short_rope_factors_do_not_go_to_a_long_context(open_chat, change):
+    session = begin(open_chat(builders.llama(head_dim=64, long_rope=True), **LONG))
+    assert change(session) == "all is read again with the next message"
+    say(session, "why?")
+    assert session.report.timings["prompt_n"] > 200
+
+
+def test_a_budget_that_is_refused_costs_no_cache_that_cannot_be_copied(open_chat):
+    session = open_chat(SWA, **LONG)
+    say(session, "what?")
+    seen = session.context().seen
+    with pytest.raises(ConfigError, match="budget must be at least"):
+        session.set_budget("5%")
+    assert session.context().seen == seen > 0
+
+
+def test_without_an_observed_query_norms_wait_too(open_chat):
+    session = open_chat(MODEL, **LONG | {"policy": "expected-attention", "n_predict": 0})
+    say(session, "what?", documents=[prose(400)])
+    assert session.context().events > 1
+    assert session.set_budget(80) == "all is read again with the next message"
+
+
+def test_the_context_can_be_asked_for_while_another_thread_changes_it(open_chat):
+    """It ended the process: bytes were asked of a context that was being freed."""
+    session = open_chat(MODEL, **LONG)
+    say(session, "what?")
+    done, views = threading.Event(), []
+
+    def look():
+        while not done.is_set():
+            views.append(session.context().bytes)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for i in range(40):
+            session.set_budget(96 + 256 * (i % 2))
+    finally:
+        done.set()
+        watcher.join()
+    assert len(set(views) - {0}) == 2

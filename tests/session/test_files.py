@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -30,6 +31,7 @@ from restkv_local.errors import ConfigError, RestKVError, SessionFileError
 from restkv_local.storage import container
 from restkv_local.storage.container import read_container, read_meta, write_container
 from restkv_local.storage.fingerprint import fingerprint_model
+from restkv_local.storage.sole_writer import sole_writer
 from tests import builders
 
 ARRAYS = {
@@ -407,3 +409,44 @@ def test_a_small_file_takes_no_memory_of_its_choice(tmp_path):
         archive.writestr("meta.json", b" " * 50_000_000 + b"{}")
     with pytest.raises(SessionFileError, match="its parts are compressed"):
         read_meta(path, "session")
+
+
+def test_of_two_that_save_at_once_one_is_refused(tmp_path):
+    """Both looked, both saw the older file, both replaced it."""
+    path = tmp_path / "a"
+    for i in range(10):
+        write_session(path, saved(saved=f"{i}"))
+        start, results = threading.Barrier(2), []
+
+        def write(who, before=f"{i}", start=start, results=results):
+            start.wait()
+            try:
+                write_session(path, saved(saved=f"{before} {who}"), replaces={before})
+                results.append(f"{before} {who}")
+            except SessionFileError as error:
+                results.append(str(error).split(" was saved by ")[-1][:13])
+
+        writers = [threading.Thread(target=write, args=(who,)) for who in "ab"]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        assert sorted(results) == [read_meta(path, "session")["saved"], "somebody else"]
+
+
+def test_a_writer_that_does_not_end_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("restkv_local.storage.sole_writer._WAIT_SECONDS", 0.1)
+    with (
+        sole_writer(tmp_path / "a"),
+        pytest.raises(SessionFileError, match="is being written by another process"),
+    ):
+        write_session(tmp_path / "a", saved())
+    write_session(tmp_path / "a", saved())
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_without_a_place_for_the_lock_nothing_is_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "file" / "none"))
+    with pytest.raises(SessionFileError, match=r"its lock lies in .*none"):
+        write_session(tmp_path / "a", saved())

@@ -8,8 +8,9 @@ import pytest
 
 from restkv_local.config import Config
 from restkv_local.engine import Counters, Snapshot
-from restkv_local.errors import ConfigError
+from restkv_local.errors import ConfigError, SessionFileError
 from restkv_local.observe import QueryMoments
+from restkv_local.policies.restkv import RestKV
 from restkv_local.repetition import Repetition
 from restkv_local.row_table import RowSnapshot
 from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
@@ -211,3 +212,15 @@ def test_a_broken_reading_is_read_anew(open_chat, tmp_path, caplog):
     session.clear()
     say(session, "what?", documents=[BOOK])
     assert session.report.timings["prompt_n"] == 0
+
+
+def test_knobs_of_its_own_are_in_no_name_so_that_nothing_is_kept(open_chat, tmp_path):
+    """A policy built by hand left its rows to the one that options name."""
+    session = open_chat(MODEL, readings=ReadingCache(tmp_path / "r"), **OPTIONS)
+    session._engine.use(policy=RestKV(reduction="last"))
+    say(session, "what?", documents=[BOOK])
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(SessionFileError, match="has knobs of its own"):
+        session.save(tmp_path / "a")
+    session._engine.use(policy="restkv")
+    session.save(tmp_path / "a")

@@ -34,7 +34,7 @@ def read_documents(paths: Sequence[str]) -> list[Document]:
         A file cannot be read as text, or holds none.
     """
     if list(paths).count("-") > 1:
-        fail_usage("-f - was given twice; standard input can be read once")
+        fail_usage("- was given twice; standard input can be read once")
     documents = []
     for path in paths:
         piped = path == "-"

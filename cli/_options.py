@@ -14,6 +14,9 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 DEFAULT_BUDGET = str(DEFAULTS.budget)
 
+# Of a measurement: more would be made up in memory before anything could say that it is too much.
+MOST_TOKENS = 10_000_000
+
 PREFILL_NAMES = Literal["bounded", "full"]
 POSITION_NAMES = Literal["auto", "original", "compact"]
 SCORING_NAMES = Literal["native", "numpy"]

@@ -274,6 +274,8 @@ def read_depths(texts: list[str] | None) -> list[int]:
     parts = [part.strip() for text in texts or [DEFAULT_DEPTHS] for part in text.split(",")]
     if not all(part.isascii() and part.isdecimal() for part in parts):
         fail_usage(f"--n-depth takes whole numbers, as in 512,2048; got {','.join(parts)!r}")
+    if max(map(int, parts)) > opt.MOST_TOKENS:
+        fail_usage(f"--n-depth is at most {opt.MOST_TOKENS:,} tokens; got {max(parts, key=int)}")
     return sorted({int(part) for part in parts})
 
 

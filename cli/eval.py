@@ -71,6 +71,7 @@ def evaluate(
             "--length",
             metavar="N",
             min=1,
+            max=opt.MOST_TOKENS,
             help="Tokens of prompt and answer; repeatable. 4096 by default, files are taken as they are.",
             rich_help_panel=TASKS,
         ),

@@ -88,6 +88,11 @@ def run(command: typer.Typer, name: str, args: Sequence[str] | None = None) -> N
     except RestKVError as error:
         print_error(str(error))
         raise SystemExit(1) from None
+    except MemoryError:
+        print_error(
+            "memory is not enough for this; give less text, a lower --budget, or close other programs"
+        )
+        raise SystemExit(1) from None
     except BrokenPipeError:  # whoever read has seen enough
         _drop_output()
         raise SystemExit(1) from None

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,7 +23,8 @@ from restkv_local.cli._console import (
 from restkv_local.cli._input import read_documents
 from restkv_local.cli._turn import run_answer, say_history
 
-from restkv_local.errors import InputError, RestKVError, SessionFileError
+from restkv_local.chat.session_file import session_path
+from restkv_local.errors import ConfigError, InputError, RestKVError, SessionFileError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -310,8 +312,8 @@ class Repl:
 
     def _load(self, argument: str) -> None:
         if not argument:
-            raise InputError("/load needs a file: /load FILE")
-        say_history(self._session, self._session.load(_path(argument)))
+            raise InputError("/load needs a file or a session's name: /load FILE")
+        say_history(self._session, self._session.load(_find_session(argument)))
         self._pending.clear()
         self._n_turns = 0
         if self._path is not None:
@@ -439,6 +441,17 @@ def _unquote(argument: str) -> str:
 
 def _path(argument: str) -> Path:
     return Path(os.path.expanduser(_unquote(argument)))
+
+
+def _find_session(argument: str) -> Path:
+    """Return the file of that name, or else the session of that name."""
+    path = _path(argument)
+    if not os.path.exists(path):
+        with suppress(ConfigError):  # no name of a session
+            named = session_path(_unquote(argument))
+            if named.exists():
+                return named
+    return path
 
 
 def _whole_number(text: str, usage: str) -> int:

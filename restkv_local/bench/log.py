@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from restkv_local.storage.line_log import LineLog, LogKind, read_lines
+from restkv_local.storage.line_log import LineLog, LogKind, check_fields, read_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,11 @@ class Sample:
         return self.cache, self.depth, self.repetition
 
 
-_KIND: Final = LogKind(
-    name="restkv bench, version 2", measured="sample", parse=lambda line: Sample(**line)
-)
+def _parse(line: Any) -> Sample:
+    return check_fields(Sample(**line))
+
+
+_KIND: Final = LogKind(name="restkv bench, version 2", measured="sample", parse=_parse)
 
 
 class BenchLog:
@@ -83,7 +85,7 @@ class BenchLog:
 
 
 def read_bench_log(path: Path) -> tuple[dict[str, Any], list[Sample]]:
-    """Return what all cells of a log share, and the cells; a last line that was cut is left out.
+    """Return what all cells of a log share, and the cells as they were tried last; a line that was cut is left out.
 
     Raises
     ------
@@ -91,4 +93,4 @@ def read_bench_log(path: Path) -> tuple[dict[str, Any], list[Sample]]:
         If the file cannot be read or is no such log.
     """
     content = read_lines(path, _KIND)
-    return content.conditions, content.lines
+    return content.conditions, list({sample.key: sample for sample in content.lines}.values())

@@ -16,7 +16,9 @@ from restkv_local.bench.depths import SpeedLeft, compare_depths
 from restkv_local.bench.figures import Figure, summarise
 from restkv_local.bench.log import Sample, read_bench_log
 from restkv_local.bench.profile import PARTS
+from restkv_local.errors import InputError
 from restkv_local.markdown import write_table
+from restkv_local.model.gguf_header import show_path
 
 _PHASES: Final = {"reading": "ttft", "writing": "tg"}
 
@@ -46,11 +48,20 @@ class BenchReport:
         Raises
         ------
         InputError
-            If the file cannot be read or is no log of ``restkv bench``.
+            If the file cannot be read, is no log of ``restkv bench``, or lacks what a table of this version shows.
         """
         metadata, samples = read_bench_log(path)
         columns = {sample.cache: Cache(sample.cache, sample.options) for sample in samples}
-        return cls(metadata, list(columns.values()), samples)
+        report = cls(metadata, list(columns.values()), samples)
+        try:
+            report.to_json()
+            report.to_markdown(with_profile=True)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{show_path(path)} does not hold what a table shows ({type(error).__name__}: {error}); measure again"
+                " with another log"
+            ) from error
+        return report
 
     @property
     def names(self) -> list[str]:

@@ -80,9 +80,9 @@ def run_bench(
     Returns
     -------
     list of Sample
-        The samples of the plan, in its order. A cell that failed is not tried again in the same log.
+        The samples of the plan, in its order. A cell that failed in an earlier run is tried again.
     """
-    done = {sample.key: sample for sample in log.samples}
+    done = {sample.key: sample for sample in log.samples if sample.result is not None}
     order = plan.order()
     samples = []
     for number, (repetition, depth, cache) in enumerate(order, start=1):

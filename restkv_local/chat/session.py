@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from restkv_local.chat.chat_template import Message
 from restkv_local.chat.generation import generate
@@ -24,6 +24,7 @@ from restkv_local.chat.session_file import (
 from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.chat.turn_report import TurnReport, make_timings
 from restkv_local.config import Config
+from restkv_local.documents import Document, read_document
 from restkv_local.engine import Engine, Progress, Snapshot
 from restkv_local.errors import ConfigError, InputError, SessionFileError
 from restkv_local.loaded_model import LoadedModel
@@ -32,10 +33,8 @@ from restkv_local.storage.reading_cache import Reading, ReadingCache
 from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
 
-if TYPE_CHECKING:
-    from restkv_local.documents import Document
-
 OnProgress = Callable[[Progress], None]
+Attachable: TypeAlias = str | Path | Document
 
 READ_AGAIN = "all is read again with the next message"
 
@@ -133,7 +132,7 @@ class ChatSession:
         self,
         text: str,
         *,
-        documents: Sequence[str | Document] = (),
+        documents: Attachable | Sequence[Attachable] = (),
         on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """Ask; yields the answer piece by piece, ``report`` is complete afterwards.
@@ -142,8 +141,8 @@ class ChatSession:
         ----------
         text : str
             The question. With documents it is also what guides eviction.
-        documents : sequence of str or Document
-            Texts to read before the question.
+        documents : str, Path, Document or a sequence of them
+            What to read before the question: texts, and files by their Path.
         on_progress : callable, optional
             Called after each chunk of the prompt.
 
@@ -233,7 +232,7 @@ class ChatSession:
         return READ_AGAIN
 
     def prepare(
-        self, text: str, *, documents: Sequence[str | Document] = ()
+        self, text: str, *, documents: Attachable | Sequence[Attachable] = ()
     ) -> tuple[list[int], int]:
         """Tokenise a message as :meth:`send` would as the first one; nothing is read or remembered.
 
@@ -291,15 +290,26 @@ class ChatSession:
 
     def _set_policy(self, policy: str, allocation: str | None) -> str:
         engine = self._engine
+        config = replace(
+            engine.config, policy=policy, allocation=allocation or engine.config.allocation
+        )
+        budget, n_rows = engine.budget, engine.capacity
+        if self._cache.held():
+            budget, n_rows = engine.renewed(config).check(*self._cache.opened)
         try:
             engine.use(policy=policy, allocation=allocation)
         except ConfigError:
             # What this cache cannot take another may; what is wrong in itself is refused there too.
-            config = replace(
-                engine.config, policy=policy, allocation=allocation or engine.config.allocation
-            )
             return self._reconfigure(config)
-        return "from the next eviction on"
+        if n_rows >= engine.capacity:
+            return "from the next eviction on"
+        # What held all of the text does not keep its memory: it chooses the rows that go to a smaller cache.
+        evicts = engine.rows.mean > budget and engine.can_evict
+        if evicts:
+            engine.use(budget=budget)
+            engine.evict()
+        way = self._reconfigure(config)
+        return f"{way}, evicted to {budget:,} rows" if evicts and way == BY_SNAPSHOT else way
 
     def _reconfigure(self, config: Config) -> str:
         old, renewed = self._engine, self._engine.renewed(config)
@@ -525,13 +535,16 @@ class ChatSession:
                 self._prompts.keep_reading(prompt.key, Reading(kept, logits))
 
 
-def _attach(documents: Sequence[str | Document]) -> tuple[Attachment, ...]:
-    return tuple(
-        Attachment.of_text(one)
-        if isinstance(one, str)
-        else Attachment(one.name, one.text, one.sha256)
-        for one in documents
-    )
+def _attach(documents: Attachable | Sequence[Attachable]) -> tuple[Attachment, ...]:
+    many = [documents] if isinstance(documents, (str, Path, Document)) else documents
+    return tuple(_attachment(one) for one in many)
+
+
+def _attachment(one: Attachable) -> Attachment:
+    if isinstance(one, str):
+        return Attachment.of_text(one)
+    document = read_document(one) if isinstance(one, Path) else one
+    return Attachment(document.name, document.text, document.sha256)
 
 
 _CONTEXT_KEYS = (

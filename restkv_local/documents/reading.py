@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -41,6 +42,8 @@ _FOREIGN_ZIP: Final = {
     "ppt/presentation.xml": "a PowerPoint presentation",
     "content.xml": "an OpenDocument file",
 }
+# A film or a disk image by mistake: no text of this length is read in a day, and memory ends before.
+MOST_BYTES: Final = 1 << 30
 _WAY_OUT: Final = "which is not read; save it as DOCX, PDF or text"
 
 
@@ -57,17 +60,25 @@ def read_document(path: str | Path) -> Document:
     # A model reads the name and a report holds it: a byte that is no UTF-8 is written as errors write it.
     name = str(file).encode(errors="backslashreplace").decode()
     try:
+        status = file.stat()
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            raise InputError(f"{name} is a device, which has no end; give a file")
+        if status.st_size > MOST_BYTES:
+            raise InputError(
+                f"{name} has {status.st_size / 2**30:,.1f} GiB, and at most {MOST_BYTES >> 30} GiB are read at once;"
+                " give a part of it"
+            )
         data = file.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except IsADirectoryError:
-        raise InputError(f"{name} is a directory; give one -f per file in it") from None
+        raise InputError(f"{name} is a directory; name each file in it") from None
     except (OSError, ValueError) as error:
         # ValueError: a path with a zero character.
         reason = getattr(error, "strerror", None) or error
         # Windows denies permission where others say that it is a directory.
         if os.path.isdir(file):
-            raise InputError(f"{name} is a directory; give one -f per file in it") from None
+            raise InputError(f"{name} is a directory; name each file in it") from None
         raise InputError(f"{name}: {reason}") from None
     return parse_document(data, name)
 
@@ -126,7 +137,7 @@ def _find_zip_kind(data: bytes, name: str, by_suffix: Kind) -> Kind:
     if by_suffix in ("docx", "epub"):
         return by_suffix
     raise InputError(
-        f"{name} is a zip archive of {len(members):,} files; unpack it and give one -f per file in it"
+        f"{name} is a zip archive of {len(members):,} files; unpack it and name each file in it"
     )
 
 

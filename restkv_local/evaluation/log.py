@@ -10,7 +10,7 @@ from typing import Any, Final
 from restkv_local.errors import InputError
 from restkv_local.evaluation.grid import Cell
 from restkv_local.model.gguf_header import show_path
-from restkv_local.storage.line_log import LineLog, LogKind, read_lines
+from restkv_local.storage.line_log import LineLog, LogKind, check_fields, read_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,8 @@ class Record:
         values = dict(line)
         item = Item(**{name: values.pop(name) for name in Item.__slots__})
         scores = {str(name): float(score) for name, score in values.pop("scores").items()}
-        return cls(item=item, cell=Cell(**values.pop("cell")), scores=scores, **values)
+        cell = check_fields(Cell(**values.pop("cell")))
+        return check_fields(cls(item=check_fields(item), cell=cell, scores=scores, **values))
 
 
 @dataclass(slots=True)

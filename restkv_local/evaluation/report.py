@@ -10,7 +10,6 @@ from typing import Any, Final
 from restkv_local.evaluation import likelihood, reconstruction
 from restkv_local.evaluation.grid import Cell
 from restkv_local.evaluation.log import LogContent, Record
-from restkv_local.evaluation.metrics.registry import METRICS
 from restkv_local.evaluation.summary import (
     Mean,
     Section,
@@ -18,6 +17,7 @@ from restkv_local.evaluation.summary import (
     family_mean,
     kept_share,
     normal_mean,
+    scale_of,
     scores_of,
     split_sections,
 )
@@ -91,7 +91,7 @@ def _answers(section: Section) -> tuple[list[str], dict[Cell, list[str]]]:
         line = []
         for task, metric in columns:
             scores = scores_of(records, task, metric)
-            most = METRICS[metric].scale
+            most = scale_of(metric)
             line.append(
                 _show(bounded_mean(scores, most), 0 if most == 100 else 1) if scores else "-"
             )

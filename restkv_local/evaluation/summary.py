@@ -80,12 +80,17 @@ def split_sections(records: Iterable[Record]) -> list[Section]:
 
 def scores_of(records: Iterable[Record], task: str, metric: str) -> list[float]:
     """Return the scores of one column, as its benchmark scales them."""
-    scale = METRICS[metric].scale if metric in METRICS else 1
+    scale = scale_of(metric)
     return [
         scale * record.scores[metric]
         for record in records
         if record.item.task == task and metric in record.scores
     ]
+
+
+def scale_of(metric: str) -> float:
+    """Return what a metric's scores are shown out of; 1 for one that this version does not know."""
+    return METRICS[metric].scale if metric in METRICS else 1
 
 
 def main_metrics(records: Iterable[Record]) -> dict[str, str]:

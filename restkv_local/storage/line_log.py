@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import UnionType
+from typing import Any, Final, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from restkv_local.errors import InputError
 from restkv_local.model.gguf_header import show_path
 
 Line = TypeVar("Line")
+
+# What damaged JSON, JSON of another shape, and a thousand brackets raise.
+_NO_LINE: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,8 @@ class LineLog(Generic[Line]):
         self.was_cut = False
         head = _encode({"kind": kind.name, "conditions": dict(conditions)})
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise InputError(f"{show_path(path)} is a device or a pipe; name another log")
             data = path.read_bytes() if path.exists() else b""
             if b"\n" not in data and head.startswith(data):
                 # New, or its first line was not whole.
@@ -136,12 +142,44 @@ def read_lines(path: Path, kind: LogKind[Line]) -> LogLines[Line]:
     for number, line in enumerate(lines, start=2):
         try:
             content.lines.append(kind.parse(json.loads(line)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except _NO_LINE as error:
             raise InputError(
                 f"{show_path(path)}, line {number} is no {kind.measured} ({' '.join(str(error).split())});"
                 " remove the line, it is measured again"
             ) from error
     return content
+
+
+def check_fields(line: Line) -> Line:
+    """Return a dataclass instance if its fields hold what they are declared to.
+
+    Raises
+    ------
+    TypeError
+        If one does not.
+    """
+    hints = get_type_hints(type(line))
+    for name in (one.name for one in fields(line)):  # type: ignore[arg-type]
+        value = getattr(line, name)
+        if not _is_a(value, hints[name]):
+            raise TypeError(f"{name}={value!r} is no {hints[name]}")
+    return line
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is what a field's annotation says."""
+    kind, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if kind is UnionType:
+        return any(_is_a(value, one) for one in args)
+    if kind is list:
+        return isinstance(value, list) and all(_is_a(one, args[0]) for one in value)
+    if kind in (dict, Mapping):
+        return isinstance(value, dict) and all(_is_a(one, args[1]) for one in value.values())
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, hint)
 
 
 def _encode(line: Mapping[str, Any]) -> bytes:
@@ -152,7 +190,7 @@ def _read_head(path: Path, kind: LogKind[Any], line: bytes) -> dict[str, Any]:
     try:
         head = json.loads(line)
         conditions = head["conditions"] if head["kind"] == kind.name else None
-    except (ValueError, TypeError, KeyError):
+    except _NO_LINE:
         conditions = None
     if not isinstance(conditions, dict):
         command = kind.name.partition(",")[0]

@@ -1,10 +1,13 @@
 """A run that was stopped goes on; a log that does not belong to it is refused in one line."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from restkv_local.bench.log import BenchLog, Sample
+from restkv_local.bench.report import BenchReport
 from restkv_local.errors import InputError
 
 METADATA = {"model": "m", "n_threads": 2, "devices": ("cpu",)}
@@ -99,3 +102,28 @@ def test_a_log_that_goes_away_under_a_run_is_one_line(path):
     path.mkdir()
     with pytest.raises(InputError, match="name another log"):
         log.add(Sample("full", 512, 0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"depth": "a"}, {"cache": ["full"]}, {"result": []}, {"error": 3}, {"options": None}],
+    ids=str,
+)
+def test_a_line_of_other_types_is_named(path, change):
+    write(path, Sample("full", 512, 0))
+    with path.open("a") as stream:
+        stream.write(json.dumps({"cache": "full", "depth": 1, "repetition": 0} | change) + "\n")
+    assert "line 3 is no sample" in refused(path)
+
+
+@pytest.mark.parametrize("result", [{}, {"pp_s": "a"}])
+def test_a_log_without_what_a_table_shows_is_one_line(path, result):
+    write(path, Sample("full", 512, 0, None, result))
+    with pytest.raises(InputError, match="does not hold what a table shows"):
+        BenchReport.from_log(path)
+
+
+def test_a_device_is_no_log():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no such device")
+    assert "is a device or a pipe" in refused(Path("/dev/full"))

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from restkv_local.bench.caches import Cache
-from restkv_local.bench.log import BenchLog
+from restkv_local.bench.log import BenchLog, read_bench_log
 from restkv_local.bench.runner import BenchPlan, run_bench
 
 
@@ -20,15 +20,18 @@ def plan():
 class Recorder:
     """Takes the place of the child process: what is asked for, in order."""
 
-    def __init__(self, stop_after=1000):
+    def __init__(self, stop_after=1000, fails_at=20):
         self.cells = []
         self.stop_after = stop_after
+        self.fails_at = fails_at
 
     def __call__(self, cell):
         if len(self.cells) == self.stop_after:
             raise KeyboardInterrupt
         self.cells.append(cell)
-        return {"error": "no"} if cell.depth == 20 else {"result": {"n": len(self.cells)}}
+        return (
+            {"error": "no"} if cell.depth == self.fails_at else {"result": {"n": len(self.cells)}}
+        )
 
 
 def test_columns_of_a_row_stand_together_and_take_turns(plan):
@@ -57,7 +60,7 @@ def test_every_cell_is_measured_as_planned(plan):
 @pytest.mark.parametrize("n", [0, 1, 7, 23])
 def test_a_run_that_was_stopped_goes_on_where_it_was(plan, tmp_path, n):
     path = tmp_path / "log.jsonl"
-    first, second = Recorder(stop_after=n), Recorder()
+    first, second = Recorder(stop_after=n, fails_at=None), Recorder(fails_at=None)
     with pytest.raises(KeyboardInterrupt):
         run_bench(plan, BenchLog(path, {}), run=first)
     samples = run_bench(plan, BenchLog(path, {}), run=second)
@@ -72,3 +75,17 @@ def _all_cells(plan):
     run = Recorder()
     run_bench(plan, BenchLog(None, {}), run=run)
     return run.cells
+
+
+def test_what_failed_is_tried_again_and_the_last_try_counts(plan, tmp_path):
+    """Memory may be there next time; the log said the old reason for ever."""
+    path = tmp_path / "log.jsonl"
+    run_bench(plan, BenchLog(path, {}), run=Recorder())
+    again = Recorder()
+    samples = run_bench(plan, BenchLog(path, {}), run=again)
+    assert {cell.depth for cell in again.cells} == {20}
+    assert len(again.cells) == sum(sample.result is None for sample in samples) == 12
+    run_bench(plan, BenchLog(path, {}), run=lambda cell: {"result": {"n": 1}})
+    _, samples = read_bench_log(path)
+    assert len(samples) == 24
+    assert all(sample.error is None for sample in samples)

@@ -244,6 +244,7 @@ def test_a_disk_without_room_for_a_shape_is_one_line(run_cli, monkeypatch):
         (["m.gguf", "-d", "512,many"], "whole numbers, as in 512,2048; got '512,many'"),
         (["m.gguf", "-d", "-5"], "whole numbers"),
         (["m.gguf", "-d", ""], "whole numbers"),
+        (["m.gguf", "-d", "512,99999999999999"], "at most 10,000,000 tokens; got 99999999999999"),
         (["m.gguf", "-r", "0"], "--repetitions"),
         (["m.gguf", "-p", "0"], "--n-prompt"),
         (["m.gguf", "--weights", "q9"], "--weights"),

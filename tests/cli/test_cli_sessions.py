@@ -284,6 +284,12 @@ def test_save_and_load(talk, tmp_path):
     assert questions(other) == ["one", "two", "four"]
 
 
+def test_a_session_is_loaded_by_its_name_too(talk):
+    """It was refused with a hint at the list that shows the name."""
+    talk("one", path=session_path("sea"))
+    assert questions(talk("/load sea", "two")) == ["one", "two"]
+
+
 def test_a_named_session_is_saved_whenever_it_changed(talk, tmp_path):
     path = tmp_path / "s.restkv"
     talk("one", "two", "/undo", path=path)

@@ -233,3 +233,14 @@ def test_three_hundred_pages_are_read_in_seconds():
     assert len(document.marks) == 300
     assert document.locate(document.text.index("Page 217.")) == "page 217"
     assert seconds < 10
+
+
+def test_a_film_or_a_device_is_refused_before_it_is_read(tmp_path):
+    film = tmp_path / "film.mkv"
+    with film.open("wb") as stream:
+        stream.truncate(12 << 30)  # takes no room
+    with pytest.raises(InputError, match=r"film.mkv has 12.0 GiB, and at most 1 GiB are read"):
+        read_document(film)
+    if os.path.exists("/dev/zero"):
+        with pytest.raises(InputError, match="is a device, which has no end"):
+            read_document("/dev/zero")

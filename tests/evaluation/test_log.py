@@ -151,3 +151,26 @@ def test_a_record_reads_what_it_wrote():
     line = json.loads(json.dumps(record.to_json()))
     assert list(line)[:4] == ["task", "family", "id", "length"]
     assert Record.from_json(line) == record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kv": None},
+        {"length": "abc"},
+        {"tokens": {"prompt": "a"}},
+        {"references": [3]},
+        {"cell": {**make_record(id="1").to_json()["cell"], "policy": ["x"]}},
+    ],
+    ids=str,
+)
+def test_a_line_of_other_types_is_named(path, change):
+    write(path, make_record(id="1"))
+    with path.open("a") as stream:
+        stream.write(json.dumps(make_record(id="2").to_json() | change) + "\n")
+    assert "line 4 is no score" in refused(path)
+
+
+def test_a_thousand_brackets_are_no_log(path):
+    path.write_text("[" * 100_000 + "\n{}\n")
+    assert "is no log of restkv eval" in refused(path)

@@ -222,3 +222,8 @@ def test_a_folder_is_made_and_what_is_none_is_one_line(folder, monkeypatch):
     monkeypatch.setattr("restkv_local.evaluation.plots.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install matplotlib"):
         check_folder(folder)
+
+
+def test_a_metric_of_another_version_is_shown_as_it_is():
+    record = make_record(id="1", scores={"unheard-of": 0.5})
+    assert "| 0.5" in write_report([LogContent({}, [], [record])])

@@ -444,3 +444,26 @@ def test_the_context_can_be_asked_for_while_another_thread_changes_it(open_chat)
         done.set()
         watcher.join()
     assert len(set(views) - {0}) == 2
+
+
+def test_a_cache_that_held_everything_is_not_kept_once_rows_are_evicted_again(open_chat):
+    session = begin(open_chat(MODEL, **LONG))
+    bounded = session.context().bytes
+    assert session.set_policy("full") == "from the next eviction on"
+    say(session, "what?", documents=[prose(1200)])
+    assert session.context().bytes > 3 * bounded
+    assert session.set_policy("restkv") == "by snapshot, evicted to 96 rows"
+    assert session.context().bytes == bounded
+    say(session, "why?")
+    with pytest.raises(ConfigError):
+        session.set_policy("nosuch")
+    assert session.context().bytes == bounded
+
+
+def test_a_document_comes_as_text_as_path_or_alone(open_chat, tmp_path):
+    (tmp_path / "a.txt").write_text("the ferry left")
+    session = open_chat(MODEL, **LONG)
+    for documents in ("the ferry left", tmp_path / "a.txt", [tmp_path / "a.txt"]):
+        say(session, "what?", documents=documents)
+        (attached,) = session.turns[-1].documents
+        assert attached.text == "the ferry left"

@@ -90,7 +90,7 @@ class ReadingCache:
     folder : Path, optional
         The user's cache folder by default.
     limit_bytes : int, optional
-        Size of all files together; ``RESTKV_CACHE_LIMIT`` (as in 512MiB), else 4 GiB, by default.
+        Size of all files together; ``RESTKV_CACHE_LIMIT`` (as in 512MiB, or 0), else 4 GiB, by default.
 
     Raises
     ------
@@ -155,9 +155,9 @@ class ReadingCache:
 
 
 def _limit() -> int:
-    text = os.environ.get(LIMIT_VARIABLE)
-    if text is None:
-        return LIMIT_BYTES
+    text = os.environ.get(LIMIT_VARIABLE, "").strip()
+    if text in ("", "0"):
+        return 0 if text else LIMIT_BYTES
     with suppress(ConfigError):  # which would speak of a budget
         spec = parse_budget(text)
         if spec.kind == "bytes":

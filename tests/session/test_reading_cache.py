@@ -90,6 +90,14 @@ def test_the_limit_comes_from_the_environment(monkeypatch):
     assert ReadingCache().limit_bytes == 4 << 30
     monkeypatch.setenv("RESTKV_CACHE_LIMIT", "1.5MiB")
     assert ReadingCache().limit_bytes == 3 << 19
+    monkeypatch.setenv("RESTKV_CACHE_LIMIT", "")
+    assert ReadingCache().limit_bytes == 4 << 30
+
+
+def test_a_limit_of_nothing_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESTKV_CACHE_LIMIT", "0")
+    ReadingCache(tmp_path).store("k", reading())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("wrong", ["many", "4GB", "12", "5%", "0%"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 import uuid
 import warnings
@@ -141,13 +142,13 @@ class Completer:
         Raises
         ------
         InputError
-            If there is nothing to read.
+            If there is nothing to read, or it is neither text nor tokens.
         """
         native = self._native
         if isinstance(prompt, str):
             text, tokens = prompt, native.tokenize(prompt, add_special=True)
         else:
-            tokens = list(prompt)
+            tokens = _tokens(prompt)
             data = b"".join(native.piece(token, special=True) for token in tokens)
             text = data.decode(errors="replace")
         if not tokens:
@@ -475,6 +476,16 @@ class Completer:
                 self._held = before.copy(engine.counters)
             raise
         self._held = held.copy(engine.counters)
+
+
+def _tokens(prompt: Sequence[int]) -> list[int]:
+    """Take whole numbers of any kind, NumPy's too; bytes are text that nobody decoded."""
+    try:
+        if not isinstance(prompt, bytes):
+            return [operator.index(token) for token in prompt]
+    except TypeError:
+        pass
+    raise InputError(f"prompt must be a text or a list of tokens; got {prompt!r:.80}")
 
 
 def _choice(

@@ -44,6 +44,12 @@ def test_echo_puts_the_prompt_before_the_answer(llm):
     assert text_of(llm(PROMPT, echo=True, stream=True, **GREEDY)) == PROMPT + answer
 
 
+@pytest.mark.parametrize("prompt", [None, 5, b"abc", ["a"], [1.5]])
+def test_a_prompt_is_text_or_tokens(llm, prompt):
+    with pytest.raises(InputError, match="prompt must be a text or a list of tokens"):
+        llm.create_completion(prompt)
+
+
 def test_a_prompt_may_be_tokens(llm):
     tokens = llm.tokenize(PROMPT.encode(), special=True)
     assert text_of(llm(tokens, **GREEDY)) == text_of(llm(PROMPT, **GREEDY))

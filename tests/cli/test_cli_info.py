@@ -206,3 +206,14 @@ def test_doctor_shows_when_the_hooks_are_off(run_cli, monkeypatch):
         "restkv_local.native.library_info", lambda: {**facts, "hooks_enabled": False}
     )
     assert "hooks     off" in run_cli("doctor", command=main).out
+
+
+def test_memory_that_is_not_enough_is_one_line(run_cli, model, monkeypatch):
+    def read(path):
+        raise MemoryError
+
+    monkeypatch.setattr("restkv_local.cli.info.read_model", read)
+    result = run_cli("info", model, command=main)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("error: memory is not enough for this")
+    assert result.err.count("\n") == 1

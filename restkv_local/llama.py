@@ -21,7 +21,7 @@ from restkv_local.compat.completion_options import (
 from restkv_local.compat.completions import Completer, Completion, SavedState
 from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
 from restkv_local.config import Config, parse_budget
-from restkv_local.documents import Document
+from restkv_local.documents import Source
 from restkv_local.engine import EvictionEvent, Progress
 from restkv_local.errors import ConfigError, InputError, LibraryNotFoundError
 from restkv_local.loaded_model import LoadedModel
@@ -133,7 +133,7 @@ class Llama(LoadedModel):
 
     def ask(
         self,
-        document: str | Path | Document | Sequence[str | Path | Document],
+        document: Source | Sequence[Source],
         questions: str | Sequence[str],
         *,
         mode: Mode = "auto",

@@ -19,7 +19,7 @@ from restkv_local.chat.message import write_message
 from restkv_local.chat.passages import Passage, TokenMap, find_passages
 from restkv_local.chat.turn_report import make_timings
 from restkv_local.config import DEFAULTS
-from restkv_local.documents import Document, parse_document, read_document
+from restkv_local.documents import Document, Source, list_sources, parse_document, read_document
 from restkv_local.engine import Engine, Progress
 from restkv_local.errors import BusyError, ConfigError, InputError, NativeError
 from restkv_local.loaded_model import LoadedModel
@@ -404,7 +404,7 @@ class DocumentReader:
 
 def ask(
     llama: LoadedModel,
-    document: str | Path | Document | Sequence[str | Path | Document],
+    document: Source | Sequence[Source],
     questions: str | Sequence[str],
     *,
     mode: str = "auto",
@@ -415,8 +415,7 @@ def ask(
     """Answer questions about documents; see :meth:`restkv_local.Llama.ask`."""
     if isinstance(questions, str):
         questions = [questions]
-    many = [document] if isinstance(document, (str, Path, Document)) else list(document)
-    documents = [_document(one) for one in many]
+    documents = [_document(one) for one in list_sources(document)]
     with DocumentReader(
         llama, documents, mode=mode, questions=questions, system=system, readings=readings
     ) as reader:
@@ -446,7 +445,7 @@ def choose_mode(mode: str, n_questions: int) -> str:
     return mode
 
 
-def _document(one: str | Path | Document) -> Document:
+def _document(one: Source) -> Document:
     """Take a Path as a file, a string as a text, but for one that looks like a file's name."""
     if isinstance(one, Document):
         return one

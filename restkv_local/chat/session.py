@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from restkv_local.chat.chat_template import Message
 from restkv_local.chat.generation import generate
@@ -24,7 +24,7 @@ from restkv_local.chat.session_file import (
 from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.chat.turn_report import TurnReport, make_timings
 from restkv_local.config import Config
-from restkv_local.documents import Document, read_document
+from restkv_local.documents import Source, list_sources, read_document
 from restkv_local.engine import Engine, Progress, Snapshot
 from restkv_local.errors import ConfigError, InputError, SessionFileError
 from restkv_local.loaded_model import LoadedModel
@@ -34,7 +34,6 @@ from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
 
 OnProgress = Callable[[Progress], None]
-Attachable: TypeAlias = str | Path | Document
 
 READ_AGAIN = "all is read again with the next message"
 
@@ -132,7 +131,7 @@ class ChatSession:
         self,
         text: str,
         *,
-        documents: Attachable | Sequence[Attachable] = (),
+        documents: Source | Sequence[Source] = (),
         on_progress: OnProgress | None = None,
     ) -> Iterator[str]:
         """Ask; yields the answer piece by piece, ``report`` is complete afterwards.
@@ -232,7 +231,7 @@ class ChatSession:
         return READ_AGAIN
 
     def prepare(
-        self, text: str, *, documents: Attachable | Sequence[Attachable] = ()
+        self, text: str, *, documents: Source | Sequence[Source] = ()
     ) -> tuple[list[int], int]:
         """Tokenise a message as :meth:`send` would as the first one; nothing is read or remembered.
 
@@ -316,9 +315,8 @@ class ChatSession:
         if not self._cache.held():
             self._cache.hand_to(renewed)
             return "from the next message on"
-        renewed.check(
-            *self._cache.opened
-        )  # a cache that cannot be copied is not given up for what is refused
+        # A cache that cannot be copied is not given up for what is refused.
+        renewed.check(*self._cache.opened)
         text, way = self._cache.text, BY_SNAPSHOT
         with self._cache.or_as_before() as before:
             moved = self._cache.move_to(renewed, self._cache.opened, before, text)
@@ -535,12 +533,11 @@ class ChatSession:
                 self._prompts.keep_reading(prompt.key, Reading(kept, logits))
 
 
-def _attach(documents: Attachable | Sequence[Attachable]) -> tuple[Attachment, ...]:
-    many = [documents] if isinstance(documents, (str, Path, Document)) else documents
-    return tuple(_attachment(one) for one in many)
+def _attach(documents: Source | Sequence[Source]) -> tuple[Attachment, ...]:
+    return tuple(_attachment(one) for one in list_sources(documents))
 
 
-def _attachment(one: Attachable) -> Attachment:
+def _attachment(one: Source) -> Attachment:
     if isinstance(one, str):
         return Attachment.of_text(one)
     document = read_document(one) if isinstance(one, Path) else one

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 Kind = Literal["text", "markdown", "html", "pdf", "docx", "epub"]
 
@@ -83,3 +85,11 @@ def _join_places(first: str, last: str) -> str:
     return (
         f"{noun}s {one}-{two}" if one.isdecimal() and two.isdecimal() else f"{noun}s {one} to {two}"
     )
+
+
+Source: TypeAlias = str | Path | Document
+
+
+def list_sources(given: Source | Sequence[Source]) -> list[Source]:
+    """Return what was given as a list; a string alone is one text, not its letters."""
+    return [given] if isinstance(given, (str, Path, Document)) else list(given)

@@ -399,7 +399,10 @@ def test_ctrl_c_when_a_file_is_already_in_place_leaves_it_this_conversations(
 
 @pytest.mark.parametrize(
     "change",
-    [lambda session: session.set_budget(600), lambda session: session.set_policy("lru", "global")],
+    [
+        lambda session: session.set_budget(600),
+        lambda session: session.set_policy("restkv", "global"),
+    ],
     ids=["budget", "allocation"],
 )
 def test_rows_turned_by_short_rope_factors_do_not_go_to_a_long_context(open_chat, change):

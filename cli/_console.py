@@ -61,9 +61,8 @@ def print_json(value: dict[str, Any]) -> None:
 
 def print_text(text: str) -> None:
     """Print a finished text on stdout, as :class:`AnswerWriter` does."""
-    writer = AnswerWriter()
-    writer.write(text)
-    writer.end()
+    with AnswerWriter() as writer:
+        writer.write(text)
 
 
 def fail_usage(text: str) -> NoReturn:
@@ -93,7 +92,8 @@ def format_stats(report: dict[str, Any]) -> str:
     Parameters
     ----------
     report : dict
-        ``timings``, ``kv`` and ``finish_reason`` as in ``--json``.
+        ``timings``, ``kv`` and ``finish_reason`` as in ``--json``; of a reading without an answer no
+        ``predicted_n``.
 
     Returns
     -------
@@ -104,9 +104,12 @@ def format_stats(report: dict[str, Any]) -> str:
     timings, kv = report["timings"], report["kv"]
     events = kv["events"]
     cost = f"score+compact {kv['score_ms'] + kv['compact_ms']:,.0f} ms, "
-    parts = [
-        f"prompt {timings['prompt_n']:,} tok {timings['prompt_per_second']:,.1f} t/s",
-        f"gen {timings['predicted_n']:,} tok {timings['predicted_per_second']:,.1f} t/s",
+    parts = [f"prompt {timings['prompt_n']:,} tok {timings['prompt_per_second']:,.1f} t/s"]
+    if "predicted_n" in timings:
+        parts.append(
+            f"gen {timings['predicted_n']:,} tok {timings['predicted_per_second']:,.1f} t/s"
+        )
+    parts += [
         f"KV {kv['kept']:,.0f}/{kv['seen']:,} kept "
         f"({format_bytes(kv['bytes'])}, full {format_bytes(kv['bytes_full'])})",
         f"{events:,} eviction{'' if events == 1 else 's'}, "
@@ -149,6 +152,16 @@ class AnswerWriter:
         self._is_terminal = sys.stdout.isatty()
         self._at_line_start = True
 
+    def __enter__(self) -> AnswerWriter:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish the last line, if one was begun."""
+        if not self._at_line_start:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
     def write(self, piece: str) -> None:
         """Write one piece and flush it, so that a pipe sees words as they come."""
         if self._is_terminal:
@@ -156,12 +169,6 @@ class AnswerWriter:
         if piece:
             self._at_line_start = piece.endswith("\n")
             sys.stdout.write(piece)
-            sys.stdout.flush()
-
-    def end(self) -> None:
-        """Finish the last line, if one was begun."""
-        if not self._at_line_start:
-            sys.stdout.write("\n")
             sys.stdout.flush()
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from restkv_local.config import DEFAULTS, Config, parse_budget
+from restkv_local.config import (
+    DEFAULTS,
+    PENALISED,
+    Config,
+    KVType,
+    PositionKind,
+    PrefillKind,
+    ScoringKind,
+    parse_budget,
+)
 from restkv_local.errors import ConfigError
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -16,11 +25,6 @@ DEFAULT_BUDGET = str(DEFAULTS.budget)
 
 # Of a measurement: more would be made up in memory before anything could say that it is too much.
 MOST_TOKENS = 10_000_000
-
-PREFILL_NAMES = Literal["bounded", "full"]
-POSITION_NAMES = Literal["auto", "original", "compact"]
-SCORING_NAMES = Literal["native", "numpy"]
-KV_TYPE_NAMES = Literal["f16", "q8_0", "q4_0"]
 
 CACHE = "Cache"
 POLICY = "ReST-KV"
@@ -114,7 +118,7 @@ Allocation = Annotated[
     ),
 ]
 Prefill = Annotated[
-    PREFILL_NAMES,
+    PrefillKind,
     typer.Option(
         "--prefill",
         help="Evict while reading (bounded), or once after the whole prompt (full).",
@@ -122,7 +126,7 @@ Prefill = Annotated[
     ),
 ]
 Positions = Annotated[
-    POSITION_NAMES,
+    PositionKind,
     typer.Option(
         "--positions",
         help="Keep RoPE positions, or renumber the rows that stay (reads past the trained length).",
@@ -164,11 +168,11 @@ NUbatch = Annotated[
     ),
 ]
 TypeK = Annotated[
-    KV_TYPE_NAMES,
+    KVType,
     typer.Option("-ctk", "--cache-type-k", help="How keys are stored.", rich_help_panel=CACHE),
 ]
 TypeV = Annotated[
-    KV_TYPE_NAMES,
+    KVType,
     typer.Option("-ctv", "--cache-type-v", help="How values are stored.", rich_help_panel=CACHE),
 ]
 
@@ -207,7 +211,7 @@ Tau = Annotated[
     ),
 ]
 Scoring = Annotated[
-    SCORING_NAMES,
+    ScoringKind,
     typer.Option(
         "--scoring",
         help="Reduce attention on the device, or in NumPy (slow, the reference).",
@@ -242,7 +246,7 @@ RepeatPenalty = Annotated[
     float,
     typer.Option(
         "--repeat-penalty",
-        help="Divides the logits of an answer's last 64 tokens; 1 is off.",
+        help=f"Divides the logits of an answer's last {PENALISED} tokens; 1 is off.",
         rich_help_panel=SAMPLING,
     ),
 ]

@@ -80,7 +80,9 @@ def open_session(
         from restkv_local.chat.session import ChatSession
         from restkv_local.storage.reading_cache import ReadingCache
 
-        session = ChatSession(llama, system=system, readings=ReadingCache() if use_cache else None)
+        session = ChatSession(
+            llama, system=system, readings=ReadingCache.of_user() if use_cache else None
+        )
         if saved is not None:
             say_history(session, session.load(saved, changes))
         yield session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from restkv_local.cli import _options as opt
@@ -16,10 +16,12 @@ from restkv_local.cli._console import (
     print_json,
     print_note,
     print_stats,
+    print_text,
 )
 from restkv_local.cli._input import read_documents, stdin_is_terminal
 from restkv_local.cli._turn import open_model, run_answer
 
+from restkv_local.chat import Mode
 from restkv_local.config import DEFAULTS
 from restkv_local.errors import RestKVError
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from restkv_local.chat.ask import Answer, DocumentReader
     from restkv_local.documents import Document
 
-MODE_NAMES = Literal["auto", "per-question", "shared", "ingest"]
 
 UNREAD = "cancelled: the documents were not read to their end"
 
@@ -46,7 +47,7 @@ def ask(
         typer.Option("-q", "--question", metavar="TEXT", help="A question; repeatable."),
     ] = None,
     mode: Annotated[
-        MODE_NAMES,
+        Mode,
         typer.Option(
             "--mode",
             help="How often to read: again for each question (most exact), once with all questions in mind,"
@@ -104,7 +105,7 @@ def ask(
     from restkv_local.model.demo import resolve_model
     from restkv_local.storage.reading_cache import ReadingCache
 
-    readings = None if no_cache else ReadingCache()
+    readings = None if no_cache else ReadingCache.of_user()
     path = resolve_model(model)
     with (
         open_model(path, settings, verbose=verbose) as llama,
@@ -176,15 +177,12 @@ def answer(reader: DocumentReader, question: str, *, silent: bool, titled: bool)
 
 def stream_answer(reader: DocumentReader, question: str, *, titled: bool) -> bool:
     """Write an answer as it comes, under its question where there are several."""
-    writer = AnswerWriter()
-    if titled:
-        writer.write(f"{question.strip()}\n")
-    try:
+    with AnswerWriter() as writer:
+        if titled:
+            writer.write(f"{question.strip()}\n")
         finished = run_answer(partial(reader.ask, question), writer.write)
-    finally:
-        writer.end()
     if titled:
-        writer.write("\n")
+        print_text("\n")
     return finished
 
 
@@ -229,13 +227,9 @@ def say_reading(reader: DocumentReader) -> None:
     timings = {
         "prompt_n": reading.prompt_n,
         "prompt_per_second": reading.prompt_per_second,
-        "predicted_n": 0,
-        "predicted_per_second": 0.0,
     }
     line = format_stats({"timings": timings, "kv": reading.kv, "finish_reason": "stop"})
-    print_note(
-        f"read once ({reader.mode}): {line.replace(' · gen 0 tok 0.0 t/s', '')}", style="dim"
-    )
+    print_note(f"read once ({reader.mode}): {line}", style="dim")
 
 
 def describe(

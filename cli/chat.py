@@ -187,11 +187,8 @@ def answer_once(
         finished = run_turn(session, text, documents, lambda piece: None)
         print_json(session.report.to_json())
     else:
-        writer = AnswerWriter()
-        try:
+        with AnswerWriter() as writer:
             finished = run_turn(session, text, documents, writer.write)
-        finally:
-            writer.end()
     print_stats(session.report.to_json())
     if not finished:
         raise typer.Exit(130)

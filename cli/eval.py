@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from restkv_local.cli import _options as opt
@@ -17,10 +17,12 @@ from restkv_local.cli._console import (
     print_note,
     print_text,
     stderr_console,
+    stdout_console,
 )
 from restkv_local.cli._turn import open_model
 
 from restkv_local.config import DEFAULTS
+from restkv_local.evaluation import BUDGET, LENGTH, N_SAMPLES, N_SCORED, SEED, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,13 +34,7 @@ TASKS = "Tasks"
 GRID = "Grid: every combination is measured"
 OUTPUT = "Output"
 
-# Spelt once more, not imported: `--help` must not wait for NumPy.
-QUESTION_NAMES = Literal["aware", "unknown"]
-
-# Not chat's rows: a share means the same at every length.
-DEFAULT_BUDGET = "25%"
 DEFAULT_POLICIES = ("full", DEFAULTS.policy)
-DEFAULT_SEED = 42
 DEFAULT_LOG = Path("eval.jsonl")
 
 # What may differ between the runs that fill one log: it changes no score but for rounding.
@@ -61,10 +57,18 @@ def evaluate(
             "--task",
             metavar="NAME",
             help="A task or a family of tasks; repeatable: niah, needles, ruler, ruler-vt, longbench,"
-            " infinitebench, ..., ppl, reconstruction. A wrong name lists all.",
+            " infinitebench, ..., ppl, reconstruction; --list has all.",
             rich_help_panel=TASKS,
         ),
     ] = None,
+    list_tasks: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="Only list the tasks: what is asked, and the files that --data must or may hold.",
+            rich_help_panel=TASKS,
+        ),
+    ] = False,
     lengths: Annotated[
         list[int] | None,
         typer.Option(
@@ -72,7 +76,7 @@ def evaluate(
             metavar="N",
             min=1,
             max=opt.MOST_TOKENS,
-            help="Tokens of prompt and answer; repeatable. 4096 by default, files are taken as they are.",
+            help=f"Tokens of prompt and answer; repeatable. {LENGTH} by default, files are taken as they are.",
             rich_help_panel=TASKS,
         ),
     ] = None,
@@ -82,7 +86,7 @@ def evaluate(
             "-n",
             "--samples",
             min=1,
-            help="Samples of each task, length and seed; 10 by default, of files all.",
+            help=f"Samples of each task, length and seed; {N_SAMPLES} by default, of files all.",
             rich_help_panel=TASKS,
         ),
     ] = None,
@@ -92,12 +96,12 @@ def evaluate(
             "--seed",
             metavar="N",
             min=0,
-            help=f"Decides what is drawn; repeatable, {DEFAULT_SEED} by default.",
+            help=f"Decides what is drawn; repeatable, {SEED} by default.",
             rich_help_panel=TASKS,
         ),
     ] = None,
     question: Annotated[
-        QUESTION_NAMES,
+        Question,
         typer.Option(
             "--question",
             help="aware: it is read before the eviction, or guides it. unknown: the text is cut to"
@@ -135,7 +139,7 @@ def evaluate(
     n_scored: Annotated[
         int,
         typer.Option("--scored", min=2, help="Tokens that ppl predicts.", rich_help_panel=TASKS),
-    ] = 128,
+    ] = N_SCORED,
     stride: Annotated[
         int | None,
         typer.Option(
@@ -169,7 +173,7 @@ def evaluate(
         typer.Option(
             "--budget",
             metavar="N|SIZE|PERCENT",
-            help=f"Rows kept per layer and KV head; repeatable, {DEFAULT_BUDGET} by default.",
+            help=f"Rows kept per layer and KV head; repeatable, {BUDGET} by default.",
             rich_help_panel=GRID,
         ),
     ] = None,
@@ -245,6 +249,9 @@ def evaluate(
 
     A task or a cell that cannot be done is one line, the others go on, and the exit code is 1.
     """
+    if list_tasks:
+        print_tasks()
+        return
     if tables:
         if model is not None or tasks:
             fail_usage("--table prints what logs hold; leave MODEL and --task out")
@@ -269,12 +276,12 @@ def evaluate(
         cells=make_cells(
             policies or DEFAULT_POLICIES,
             allocations or [DEFAULTS.allocation],
-            budgets or [DEFAULT_BUDGET],
+            budgets or [BUDGET],
             prefills or [DEFAULTS.prefill],
             all_positions or [DEFAULTS.positions],
         ),
         lengths=lengths or [None],
-        seeds=seeds or [DEFAULT_SEED],
+        seeds=seeds or [SEED],
         n=n,
         question=question,
         use_template=not no_template,
@@ -320,6 +327,33 @@ def evaluate(
         show_logs([LogContent(conditions, records=result.records)], png)
     if result.failures:
         raise typer.Exit(1)
+
+
+def print_tasks() -> None:
+    """Print the tasks as a table on stdout, a section for each family."""
+    from rich import box
+    from rich.table import Table
+
+    from restkv_local.evaluation.runner import TEXT_TASKS
+    from restkv_local.evaluation.tasks.registry import TASKS as ALL
+
+    table = Table(box=box.SIMPLE)
+    table.add_column("task", no_wrap=True)
+    table.add_column("what is asked", ratio=1)
+    table.add_column("files, in --data", ratio=1, overflow="fold")
+    family = None
+    for task in ALL.values():
+        if task.family != family:
+            table.add_section()
+            family = task.family
+        table.add_row(task.name, task.summary, task.needs or (task.takes and f"or {task.takes}"))
+    table.add_section()
+    for name, summary in TEXT_TASKS.items():
+        table.add_row(name, summary, "")
+    console = stdout_console()
+    console.print(table)
+    families = ", ".join(dict.fromkeys(task.family for task in ALL.values()))
+    console.print(f"--task takes a family too: {families}", soft_wrap=True)
 
 
 def show_tables(paths: Iterable[Path], png: Path | None) -> None:

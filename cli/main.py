@@ -20,7 +20,7 @@ from restkv_local.cli.plan import plan
 from restkv_local.cli.policies import policies
 from restkv_local.cli.sessions import sessions
 
-from restkv_local.errors import RestKVError
+from restkv_local.errors import ConfigError, RestKVError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,8 +50,8 @@ chat_app.command(context_settings=HELP_NAMES)(chat)
 def restkv(version: Version = False) -> None:
     """Chat over long texts with a bounded, scored KV cache.
 
-    Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
-    130 stopped with Ctrl-C.
+    Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage
+    or an option that cannot be met, 130 stopped with Ctrl-C.
     """
 
 
@@ -70,7 +70,8 @@ def run(command: typer.Typer, name: str, args: Sequence[str] | None = None) -> N
     Raises
     ------
     SystemExit
-        0 done, 1 a :class:`RestKVError` or output that nobody takes, 2 usage, 130 Ctrl-C.
+        0 done, 1 a :class:`RestKVError` or output that nobody takes, 2 usage or :class:`ConfigError`,
+        130 Ctrl-C.
     """
     # An answer may hold any character; a terminal or file of another encoding must not stop it.
     for stream in ("stdout", "stderr"):
@@ -87,7 +88,7 @@ def run(command: typer.Typer, name: str, args: Sequence[str] | None = None) -> N
         raise SystemExit(130) from None
     except RestKVError as error:
         print_error(str(error))
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
     except MemoryError:
         print_error(
             "memory is not enough for this; give less text, a lower --budget, or close other programs"

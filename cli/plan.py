@@ -97,13 +97,14 @@ def plan(
     settings.update(policy=names[0], prefill="full")
 
     # Imported here: `--help` must not wait for NumPy.
+    from restkv_local.catalogue import tracked_by
     from restkv_local.model.demo import resolve_model
-    from restkv_local.plan_report import plan_policies, read_whole, tracked_by
+    from restkv_local.plan_report import plan_policies, read_whole
     from restkv_local.plots import check_plots, draw_plans
 
     if png is not None:
         check_plots(png)
-    documents = [document.text for document in read_documents(file)]
+    documents = read_documents(file)
     path = resolve_model(model)
     try:
         with open_model(path, settings, verbose=verbose, also_track=tracked_by(names)) as llama:
@@ -139,22 +140,24 @@ def choose_policies(names: Sequence[str] | None, allocation: str) -> list[str]:
     ConfigError
         A name is unknown, a policy evicts nothing, or the allocation cannot split its rows.
     """
-    from restkv_local.allocators.registry import make_allocator
+    from restkv_local.allocators.registry import check_pair, make_allocator
     from restkv_local.catalogue import list_servable
     from restkv_local.policies.registry import make_policy
 
-    make_allocator(allocation)
-    served, refused = list_servable(allocation)
-    reason = f"allocation={allocation!r} splits by attention that"
+    allocator = make_allocator(allocation)
     if not names:
+        served, refused = list_servable(allocation)
         if refused:
-            print_note(f"note: {reason} {', '.join(refused)} do not observe; these are left out")
+            print_note(
+                f"note: allocation={allocation!r} splits by attention that {', '.join(refused)} do not"
+                " observe; these are left out"
+            )
         return served
     for name in names:
-        if not make_policy(name).evicts:
+        policy = make_policy(name)
+        if not policy.evicts:
             raise ConfigError(f"policy={name!r} keeps every row: nothing to plan; leave it out")
-        if name in refused:
-            raise ConfigError(f"{reason} policy={name!r} does not observe; leave one of them out")
+        check_pair(allocator, policy)
     return list(dict.fromkeys(names))
 
 

@@ -238,11 +238,10 @@ class Repl:
 
     def _answer(self, start: Callable[..., Iterator[str]]) -> None:
         """Stream an answer, end it with its line of numbers, save the conversation."""
-        writer = AnswerWriter()
         try:
-            run_answer(start, writer.write)
+            with AnswerWriter() as writer:
+                run_answer(start, writer.write)
         finally:
-            writer.end()
             self._keep()
         self._n_turns += 1
         print_stats(self._session.report.to_json())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,9 +63,15 @@ def main() -> None:
     if options.export:
         if not options.export.exists():
             make_tree(options.export, options.downloads)
-        for old in prepare.read_series():
-            old.unlink()
-        names = [path.name for path in export(options.export, prepare.PATCHES)]
+        with tempfile.TemporaryDirectory() as scratch:
+            exported = export(options.export, Path(scratch))
+            if not exported:
+                sys.exit(f"{options.export} has no commit since the tag pin: nothing to export")
+            for old in prepare.read_series():
+                old.unlink()
+            for patch in exported:
+                shutil.copy(patch, prepare.PATCHES)
+        names = [patch.name for patch in exported]
         header = (prepare.PATCHES / "series").read_text().splitlines()[0]
         (prepare.PATCHES / "series").write_text("\n".join([header, *names]) + "\n")
         return

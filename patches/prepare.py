@@ -34,6 +34,8 @@ def fetch_sdist(pin: dict[str, str], folder: Path) -> Path:
     sdist = folder / f"{pin['name'].replace('-', '_')}-{pin['version']}.tar.gz"
     if local := os.environ.get("RESTKV_SDIST"):
         sdist = Path(local)
+        if not sdist.is_file():
+            sys.exit(f"RESTKV_SDIST={local} is no file; name the sdist or leave it unset")
     elif not sdist.exists():
         folder.mkdir(parents=True, exist_ok=True)
         # Without isolation pip reads the sdist's metadata with our own build requirements.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from restkv_local.errors import LibraryNotFoundError
+from restkv_local.library_folder import library_folder
 
 if TYPE_CHECKING:
     from restkv_local.chat.session import ChatSession
@@ -20,6 +25,10 @@ _HOMES = {
     "RestKVError": "errors",
     "__version__": "version",
 }
+
+# Scripts import from llama_cpp too, and whoever is first chooses the library for both.
+with suppress(LibraryNotFoundError):
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(library_folder())
 
 
 def __getattr__(name: str) -> Any:

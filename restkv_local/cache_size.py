@@ -18,6 +18,9 @@ from restkv_local.model.model_file import (
 # A segment may grow to this many times the average at the others' expense.
 _GROWTH = 4
 
+_CELL_BYTES = 52  # what llama.cpp notes of a slot
+_TABLE_BYTES = 8  # true position and rotation of a slot, for each layer and KV head
+
 
 def size_cache(
     config: Config,
@@ -75,29 +78,44 @@ def size_segments(config: Config, n_rows: int, *, equal: bool) -> int:
 
 
 def check_memory(
-    config: Config, shape: ModelShape, n_rows: int, *, n_ring: int, n_freed: int, evicts: bool
+    config: Config,
+    shape: ModelShape,
+    n_rows: int,
+    *,
+    n_slots: int,
+    n_ring: int,
+    n_freed: int,
+    evicts: bool,
+    offloads: bool,
 ) -> None:
     """Refuse a cache that would take more than the machine has left.
 
     Parameters
     ----------
+    n_slots : int
+        Rows that a segment may grow to: cells and the table of rows have a place for each.
     n_ring : int
         Newest queries that are kept for scoring.
     n_freed : int
         Bytes that the cache gives back which this one replaces.
+    offloads : bool
+        Whether K, V and scoring may lie on another device, whose backend refuses by itself.
 
     Raises
     ------
     ConfigError
-        If the system would kill the process. A GPU's backend refuses by itself.
+        If the system would kill the process.
     """
-    need = (
-        n_rows * kv_bytes_per_token(shape, config.type_k, config.type_v)
-        + scoring_bytes(shape, n_ring, n_rows)
-        + swa_cache_bytes(shape, config.n_ubatch, config.type_k, config.type_v)
-    )
+    n_segments = shape.n_layer * shape.n_head_kv
+    need = n_slots * (_CELL_BYTES + n_segments * _TABLE_BYTES)
+    if config.n_gpu_layers == 0 or not offloads:
+        need += (
+            n_rows * kv_bytes_per_token(shape, config.type_k, config.type_v)
+            + scoring_bytes(shape, n_ring, n_rows)
+            + swa_cache_bytes(shape, config.n_ubatch, config.type_k, config.type_v)
+        )
     free = psutil.virtual_memory().available + n_freed
-    if config.n_gpu_layers == 0 and need > free:
+    if need > free:
         # What is read whole takes its rows however low the budget is.
         whole = _reads_whole(config, evicts=evicts)
         lower = "read it with prefill='bounded'" if whole else f"lower budget={config.budget}"

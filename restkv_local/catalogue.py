@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from restkv_local.allocators.registry import ALLOCATORS
+from restkv_local.allocators.registry import ALLOCATORS, serves
 from restkv_local.config import DEFAULTS
 from restkv_local.policies.base import Policy, observes_attention
 from restkv_local.policies.registry import POLICIES, make_policy
+from restkv_local.types import Tracked
 
 Need = Literal["attention", "all queries", "keys", "positions"]
 
@@ -42,15 +44,18 @@ def list_servable(allocation: str) -> tuple[list[str], list[str]]:
     served, refused : list of str
         Refused are those that observe no attention where the allocation splits by attention.
     """
-    needs_attention = bool(ALLOCATORS[allocation].reductions)
     served: list[str] = []
     refused: list[str] = []
     for name in POLICIES:
-        needs = list_needs(make_policy(name))
-        if needs:
-            fits = "attention" in needs or not needs_attention
-            (served if fits else refused).append(name)
+        policy = make_policy(name)
+        if policy.evicts:
+            (served if serves(ALLOCATORS[allocation], policy) else refused).append(name)
     return served, refused
+
+
+def tracked_by(policies: Iterable[str]) -> set[Tracked]:
+    """Return what the policies want tracked while the text is read."""
+    return {make_policy(name).track for name in policies} - {"none"}
 
 
 def describe_registries() -> dict[str, Any]:

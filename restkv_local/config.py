@@ -5,19 +5,28 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from restkv_local.errors import ConfigError
 
+PrefillKind = Literal["bounded", "full"]
+PositionKind = Literal["auto", "original", "compact"]
+ScoringKind = Literal["native", "numpy"]
+Order = Literal["aggregate", "per_query"]
+GuideReduction = Literal["ema", "mean", "max"]
+KVType = Literal["f16", "q8_0", "q4_0"]
+
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "prefill": ("bounded", "full"),
-    "positions": ("auto", "original", "compact"),
-    "scoring": ("native", "numpy"),
-    "order": ("aggregate", "per_query"),
-    "guide_reduction": ("ema", "mean", "max"),
-    "type_k": ("f16", "q8_0", "q4_0"),
-    "type_v": ("f16", "q8_0", "q4_0"),
+    "prefill": get_args(PrefillKind),
+    "positions": get_args(PositionKind),
+    "scoring": get_args(ScoringKind),
+    "order": get_args(Order),
+    "guide_reduction": get_args(GuideReduction),
+    "type_k": get_args(KVType),
+    "type_v": get_args(KVType),
 }
+
+PENALISED: Final = 64  # newest tokens of an answer that penalties count, as in llama.cpp
 
 _MOST: Final = 2**31 - 1  # what C's int holds
 
@@ -74,10 +83,10 @@ class Config:
     budget: int | str = 2048
     policy: str = "restkv"
     allocation: str = "uniform"
-    prefill: Literal["bounded", "full"] = "bounded"
-    positions: Literal["auto", "original", "compact"] = "auto"
+    prefill: PrefillKind = "bounded"
+    positions: PositionKind = "auto"
     guide: str = "auto"  # "auto", "off", or the guide's own text
-    scoring: Literal["native", "numpy"] = "native"
+    scoring: ScoringKind = "native"
 
     n_sink: int = 4
     n_recent: int = 32
@@ -90,26 +99,26 @@ class Config:
     alpha: float = 0.3
     scale: float = 2000.0
     tau: float = 1.0
-    order: Literal["aggregate", "per_query"] = "aggregate"
+    order: Order = "aggregate"
     past_only: bool = False
     use_wo: bool = True
     # max: of a question's tokens each asks for something else, and with EMA its last five, the
     # template's, carry 83 % of the weight. 1,500 tokens, 128 rows: ema 14, mean 17, max 20 of 20.
-    guide_reduction: Literal["ema", "mean", "max"] = "max"
+    guide_reduction: GuideReduction = "max"
 
     n_predict: int = 512  # -1: until the model stops
     temp: float = 0.8
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
-    repeat_penalty: float = 1.0  # of the answer's last 64 tokens; 1: none
+    repeat_penalty: float = 1.0  # of the answer's last PENALISED tokens; 1: none
     seed: int = -1  # -1: a new one each run
 
     undo_mib: int = 1024  # memory for the moments a conversation can be taken back to; 0: none
     n_threads: int = 0  # 0: the number of physical cores
     n_gpu_layers: int = 0
-    type_k: Literal["f16", "q8_0", "q4_0"] = "f16"
-    type_v: Literal["f16", "q8_0", "q4_0"] = "f16"
+    type_k: KVType = "f16"
+    type_v: KVType = "f16"
 
     def __post_init__(self) -> None:
         """Check every field."""

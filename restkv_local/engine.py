@@ -13,19 +13,19 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from restkv_local.allocators.base import Allocator, Demand
-from restkv_local.allocators.registry import make_allocator
+from restkv_local.allocators.base import Demand
+from restkv_local.allocators.registry import check_pair, make_allocator
 from restkv_local.cache_size import check_memory, size_cache, size_segments
 from restkv_local.config import Config
 from restkv_local.device_factors import DeviceFactors
-from restkv_local.errors import ConfigError, NativeError, RestKVError
+from restkv_local.errors import ConfigError, NativeError
 from restkv_local.model.model_file import (
     ModelShape,
     kv_bytes_per_token,
     pad_rows,
     supported_positions,
 )
-from restkv_local.native import NativeContext
+from restkv_local.native import FAILED, NativeContext
 from restkv_local.observe import (
     QueryMoments,
     attended,
@@ -63,6 +63,9 @@ class Progress:
     total: int
     seconds: float
     events: int
+
+
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ class Engine:
         self.policy = make_policy(config.policy, config)
         self.is_configured = True  # the policy is what the options say, without knobs of its own
         self._allocator = make_allocator(config.allocation)
-        _check_pair(self.policy, self._allocator)
+        check_pair(self._allocator, self.policy)
         self._on_evict = on_evict
         if config.n_guide > config.n_ubatch:
             raise ConfigError(
@@ -279,14 +282,16 @@ class Engine:
         )
         if not self._fits(n_rows):
             # The cache that this one replaces goes first.
-            n_freed = sum(self.native.allocated().values()) if self.native.capacity > 0 else 0
+            n_freed = sum(self.native.held.values()) if self.native.capacity > 0 else 0
             check_memory(
                 self.config,
                 self.shape,
                 n_rows,
+                n_slots=size_segments(self.config, n_rows, equal=self._allocator.equal),
                 n_ring=self._n_ring,
                 n_freed=n_freed,
                 evicts=self.policy.evicts,
+                offloads=self.native.offloads,
             )
         return budget, n_rows
 
@@ -311,6 +316,7 @@ class Engine:
             n_threads=config.n_threads or psutil.cpu_count(logical=False) or 1,
             type_k=config.type_k,
             type_v=config.type_v,
+            unturned=[il for il, nope in enumerate(self.shape.nope_layers) if nope],
         )
         self.clear()
         layers = self.native.layers
@@ -367,7 +373,7 @@ class Engine:
         if isinstance(chosen, str):
             chosen = make_policy(chosen, self.config)
         allocator = self._allocator if allocation is None else make_allocator(allocation)
-        _check_pair(chosen, allocator)
+        check_pair(allocator, chosen)
         if chosen.track != "none" and chosen.track not in self._kinds:
             raise ConfigError(
                 f"policy={chosen.name!r} needs figures of every query so far, which were not tracked;"
@@ -402,11 +408,19 @@ class Engine:
             copy(self._repetition),
         )
 
+    def try_save(self) -> Snapshot | None:
+        """Return what :meth:`save` does; None where layers with a sliding window have a cache of their own."""
+        return None if self.native.held["other"] else self.save()
+
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to what :meth:`save` copied in this session."""
         self.native.finish(lambda: self._restore(snapshot))
 
     def _restore(self, snapshot: Snapshot) -> None:
+        if not self.rows.fits(snapshot.rows, self.native.state_rows(snapshot.state)):
+            raise NativeError(
+                "this state contradicts the table of its rows: it was changed by hand"
+            )
         self.native.set_state(snapshot.state)
         self.rows.restore(snapshot.rows)
         self.counters = replace(snapshot.counters)
@@ -422,7 +436,7 @@ class Engine:
         *,
         guide: Sequence[int] = (),
         evict: bool = True,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         """Read a prompt within the budget; logits of its last token are ready afterwards.
 
@@ -649,9 +663,11 @@ class Engine:
                 self.native.compact(plan.keep, shift, self.rows.used - 1)
             else:
                 self.native.compact(plan.keep, None, position)
-        except RestKVError:
-            # No row has moved: none may go to another device, or memory is short.
-            self.rows.restore(before)
+        except BaseException as error:
+            if isinstance(error, NativeError) and error.status == FAILED:
+                self._clear()  # in the middle: nobody knows which rows have moved
+            else:
+                self.rows.restore(before)
             raise
         compact_ms = (time.perf_counter() - start) * 1e3
 
@@ -663,7 +679,9 @@ class Engine:
         return EvictionEvent(counters.seen, used, kept, score_ms, compact_ms, guide_ms)
 
     def plan(self, n_window: int, *, guided: bool = False, n_probe: int = 0) -> EvictionPlan:
-        """Decide what an eviction would keep; nothing changes.
+        """Decide what an eviction would keep; every row stays.
+
+        What the policy tracks is brought up to date first, so that kvzip has the text repeated.
 
         Parameters
         ----------
@@ -765,15 +783,6 @@ class Engine:
             "score_ms": round(counters.score_ms, 3),
             "compact_ms": round(counters.compact_ms, 3),
             "guide_ms": round(counters.guide_ms, 3),
-            "bytes": sum(held.values()),
+            "bytes": sum(held.values()) - held["scoring"],
             "bytes_full": counters.seen * row_bytes + held["other"],
         }
-
-
-def _check_pair(policy: Policy, allocator: Allocator) -> None:
-    """Refuse an allocator that needs attention which the policy never observes."""
-    if allocator.reductions and policy.evicts and not observes_attention(policy):
-        raise ConfigError(
-            f"allocation={allocator.name!r} needs a policy that observes attention (restkv, snapkv, caote, ...);"
-            f" got policy={policy.name!r}"
-        )

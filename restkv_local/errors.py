@@ -50,7 +50,17 @@ class SessionFileError(RestKVError):
 
 
 class NativeError(RestKVError):
-    """A call into the native library failed: function, status, native message."""
+    """A call into the native library failed: function, status, native message.
+
+    Attributes
+    ----------
+    status : int
+        What the library returned, see llama-restkv.h; 0 where it was not asked.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class LibraryNotFoundError(NativeError):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from restkv_local.chat.ask import Answer, Mode, ask
+from restkv_local.chat import Mode
+from restkv_local.chat.ask import Answer, ask
 from restkv_local.chat.session import ChatSession
 from restkv_local.compat.chat_completions import ChatCompleter, choose_grammar, refuse_tools
 from restkv_local.compat.completion_options import (
@@ -20,18 +19,13 @@ from restkv_local.compat.completion_options import (
 )
 from restkv_local.compat.completions import Completer, Completion, SavedState
 from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
-from restkv_local.config import Config, parse_budget
+from restkv_local.config import PENALISED, Config, parse_budget
 from restkv_local.documents import Source
-from restkv_local.engine import EvictionEvent, Progress
-from restkv_local.errors import ConfigError, InputError, LibraryNotFoundError
+from restkv_local.engine import EvictionEvent, OnProgress
+from restkv_local.errors import ConfigError, InputError
 from restkv_local.loaded_model import LoadedModel
-from restkv_local.native._library import library_folder
 from restkv_local.storage.reading_cache import ReadingCache
 from restkv_local.types import Tracked
-
-# Scripts import more from llama_cpp than its Llama, and whoever is first chooses the library.
-with suppress(LibraryNotFoundError):
-    os.environ["LLAMA_CPP_LIB_PATH"] = str(library_folder())
 
 
 class Llama(LoadedModel):
@@ -98,9 +92,9 @@ class Llama(LoadedModel):
         model_path: str | Path,
         *,
         on_evict: Callable[[EvictionEvent], None] | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: OnProgress | None = None,
         also_track: Iterable[Tracked] = (),
-        last_n_tokens_size: int = 64,
+        last_n_tokens_size: int = PENALISED,
         verbose: bool = False,
         **options: Any,
     ) -> None:
@@ -139,7 +133,7 @@ class Llama(LoadedModel):
         mode: Mode = "auto",
         system: str | None = None,
         readings: ReadingCache | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Generator[Answer, None, None]:
         r"""Answer questions about documents of any length; all of them is read.
 
@@ -269,7 +263,7 @@ class Llama(LoadedModel):
         model : str, optional
             What the result calls the model.
         suffix, tfs_z, mirostat_mode, mirostat_tau, mirostat_eta
-            Refused if they ask for anything.
+            Refused if they ask for anything, the last two by way of ``mirostat_mode``.
 
         Returns
         -------

@@ -70,10 +70,10 @@ class LoadedModel:
         self.native = NativeContext(path, n_gpu_layers=config.n_gpu_layers, verbose=verbose)
         try:
             self.engine = Engine(self.native, self.shape, config, on_evict, also_track)
+            self.sampler = self.make_sampler(config, _choose_seed(config.seed))
         except BaseException:
             self.native.close()
             raise
-        self.sampler = self.make_sampler(config, _choose_seed(config.seed))
         self.turns = TurnTaking()
 
     @cached_property

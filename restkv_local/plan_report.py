@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from restkv_local.chat.session import ChatSession
+from restkv_local.documents import Source
 from restkv_local.policies.registry import make_policy
-from restkv_local.types import F64, Bool, EvictionPlan, Tracked
+from restkv_local.types import F64, Bool, EvictionPlan
 
 if TYPE_CHECKING:
-    from restkv_local.engine import Progress
+    from restkv_local.engine import OnProgress
     from restkv_local.llama import Llama
 
 # The end of the text that `newest` is about.
@@ -105,28 +106,23 @@ class PlanReport:
         }
 
 
-def tracked_by(policies: Iterable[str]) -> set[Tracked]:
-    """Return what the policies want tracked while the text is read."""
-    return {make_policy(name).track for name in policies} - {"none"}
-
-
 def read_whole(
     llama: Llama,
     text: str,
     *,
-    documents: Sequence[str] = (),
-    on_progress: Callable[[Progress], None] | None = None,
+    documents: Sequence[Source] = (),
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Read the prompt that a first message makes; every row stays.
 
     Parameters
     ----------
     llama : Llama
-        With ``prefill="full"`` and what the policies track (:func:`tracked_by`).
+        With ``prefill="full"`` and what the policies track (:func:`~restkv_local.catalogue.tracked_by`).
     text : str
         The question, or empty.
-    documents : sequence of str
-        Texts to read before the question.
+    documents : sequence of Document, Path or str
+        Read before the question, each under its name as in a session.
     on_progress : callable, optional
         Called after each chunk.
 

@@ -165,6 +165,21 @@ class RowTable:
         figures = {kind: array[:, :, : self.used].copy() for kind, array in self._figures.items()}
         return RowSnapshot(self.positions.copy(), self.turned_to.copy(), figures)
 
+    def fits(self, snapshot: RowSnapshot, n_rows: I32) -> bool:
+        """Tell whether a snapshot is of as many rows: (n_layer, n_head_kv), aligned at the newest one."""
+        positions = snapshot.positions
+        n_used = int(n_rows.max())
+        if positions.shape != (*n_rows.shape, n_used) or n_rows.shape != self.n_absent.shape:
+            return False
+        present = np.arange(n_used) >= n_used - n_rows[..., None]
+        arrays = (snapshot.turned_to, *snapshot.figures.values())
+        return (
+            n_used <= self.n_slots
+            and np.array_equal(positions >= 0, present)
+            and all(array.shape == positions.shape for array in arrays)
+            and snapshot.figures.keys() == self._figures.keys()
+        )
+
     def restore(self, snapshot: RowSnapshot) -> None:
         """Take over the contents of a table of the same shape."""
         self.used = snapshot.positions.shape[-1]

@@ -16,6 +16,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from restkv_local.config import DEFAULTS
 from restkv_local.errors import PlanError
 
 F32 = npt.NDArray[np.float32]
@@ -24,7 +25,7 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-Reduction = Literal["ema", "mean", "max", "last", "sum", "square", "entropy"]
+Reduction = Literal["ema", "mean", "max", "last", "square", "entropy"]
 Tracked = Literal["none", "sum", "last_use", "repeat", "queries"]
 
 # The least 1 - a that a/(1 - a) divides by: float32 has no digits left below.
@@ -66,11 +67,11 @@ class ObservationRequest:
     """
 
     reductions: tuple[Reduction, ...] = ()
-    alpha: float = 0.3
+    alpha: float = DEFAULTS.alpha
     distance: Literal["none", "aggregate", "per_query"] = "none"
     project: bool = True
     past_only: bool = False
-    tau: float = 1.0
+    tau: float = DEFAULTS.tau
     drift: bool = False
     top_k: int = 0
     value_norm: bool = False
@@ -106,7 +107,7 @@ class ObservationRequest:
         Returns
         -------
         ndarray of shape (n_obs,), float32
-            They sum to 1, except for ``"sum"``.
+            They sum to 1.
 
         Raises
         ------
@@ -124,8 +125,6 @@ class ObservationRequest:
             return newest.astype(np.float32)
         if reduction == "mean":
             return np.full(n_obs, 1.0 / n_obs, np.float32)
-        if reduction == "sum":
-            return np.ones(n_obs, np.float32)
         raise ValueError(f"{reduction!r} is not a weighted sum over queries")
 
 

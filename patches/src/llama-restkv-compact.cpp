@@ -136,7 +136,7 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
             }
             return ggml_get_rows(c, words(c, rows, 0, rows->ne[1], 1, rows->ne[1]), idxs);
         };
-        if (shift && ctx->get_model().hparams.has_rope(layer.il)) {
+        if (shift && layer.turned) {
             ggml_tensor * k = turner.rotate(layer.pool_k, idxs, shift, layer.il, on_host);
             if (k->type == GGML_TYPE_I32) {
                 scatter(run, k, layer.pool_k, to, n_keep + layer.idx_col);

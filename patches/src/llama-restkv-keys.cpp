@@ -79,7 +79,7 @@ void llama_restkv_query_moments_layers(llama_context * ctx, const llama_restkv_p
             if (basis) {
                 q = ggml_mul_mat(c, run.input(GGML_TYPE_F32, basis, head_dim, head_dim), q);
             }
-            if (ctx->get_model().hparams.has_rope(layer.il)) {
+            if (layer.turned) {
                 auto & shift = shifts.emplace_back();
                 for (const llama_pos pos : positions) {
                     shift.insert(shift.end(), layer.n_head, -pos);
@@ -109,7 +109,7 @@ void llama_restkv_mean_rotation_layer(llama_context * ctx, const llama_restkv_la
     for (int64_t r = 0; r < head_dim; ++r) {
         units[r*head_dim + r] = 1.0f;
     }
-    if (!ctx->get_model().hparams.has_rope(layer.il)) {
+    if (!layer.turned) {
         std::copy(units.begin(), units.end(), rotation);
         return;
     }

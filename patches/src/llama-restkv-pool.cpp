@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
@@ -15,8 +16,8 @@
 
 namespace {
 
-// Flash attention on a GPU has its fast kernels for whole blocks of rows only; a CPU takes any number. Slots before a
-// segment's first row that its block covers are hidden by the mask.
+// Flash attention on a GPU has its fast kernels for whole blocks of rows only; on a CPU a block is a step of its loops.
+// Slots before a segment's first row that its block covers are hidden by the mask.
 uint32_t bucket_of(ggml_backend_buffer_type_t buft) {
     return ggml_backend_buft_is_host(buft) ? 32 : 256;
 }
@@ -79,6 +80,7 @@ void llama_restkv_pool::add_layer(uint32_t il, ggml_backend_buffer_type_t buft) 
     layer.n_gqa     = layer.n_head/layer.n_head_kv;
     layer.buft      = buft;
     layer.idx_col   = n_cols;
+    layer.turned    = hparams.has_rope(il);
 
     n_cols += layer.n_head_kv;
 
@@ -177,6 +179,9 @@ void llama_restkv_pool::alloc() {
     };
 
     for (auto & dev : devices) {
+        if (dev.n_rows > INT32_MAX) { // compaction and scoring name rows by int32
+            throw std::runtime_error("restkv: a device's pool would have " + std::to_string(dev.n_rows) + " rows of all layers and heads, more than 2^31 - 1");
+        }
         std::vector<llama_restkv_layer *> mine;
         for (auto & layer : layers) {
             if (layer.buft == dev.buft) {

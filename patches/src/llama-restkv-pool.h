@@ -60,6 +60,8 @@ struct llama_restkv_layer {
     ggml_tensor * factors = nullptr; // F32 [head_dim_v, head_dim_v*n_gqa, n_head_kv]
     ggml_tensor * norms   = nullptr; // F32 [n_gqa or more, rows of the device]: ||v F||^2; null where a row is not kept on the host
 
+    bool turned = true; // queries and keys carry positions, RoPE's
+
     // as the model's graph passed them to attention
     float         scale = 0.0f;
     ggml_tensor * sinks = nullptr;

@@ -55,7 +55,7 @@ void llama_restkv_run::compute() {
     ggml_backend_sched_reset(sched);
 
     if (!ggml_backend_sched_alloc_graph(sched, gf)) {
-        throw llama_restkv_error(LLAMA_RESTKV_FAILED, "no device memory for a graph of scoring or compaction");
+        throw llama_restkv_error(LLAMA_RESTKV_NO_MEMORY, "no device memory for a graph of scoring or compaction");
     }
     for (const auto & [tensor, data] : inputs) {
         // an input that no node reads has no memory

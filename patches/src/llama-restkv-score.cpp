@@ -227,6 +227,10 @@ void drift_cpu(ggml_tensor * dst, int ith, int nth, void * userdata) {
         const int64_t absent = std::find_if(p, p + n_used, [](float x) { return x >= 0.0f; }) - p;
         const int64_t n      = n_used - absent;
         const int32_t top_k  = std::min<int64_t>(args.top_k, n);
+        if (n == 0) {
+            ((float *) dst->data)[i] = 0.0f;
+            continue;
+        }
         a += absent;
         p += absent;
 

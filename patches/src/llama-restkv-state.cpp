@@ -2,6 +2,7 @@
 #include "llama-restkv-run.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <numeric>
 #include <string>
@@ -108,7 +109,8 @@ llama_restkv_state_head llama_restkv_state_check(const llama_restkv_pool & pool,
 
     const int64_t n_most = *std::max_element(n_rows.begin(), n_rows.end());
     const int64_t total  = std::accumulate(n_rows.begin(), n_rows.end(), int64_t(0));
-    if (*std::min_element(n_rows.begin(), n_rows.end()) < 0 || n_most != head.n_used || head.pos < n_most - 1
+    const int32_t n_least = *std::min_element(n_rows.begin(), n_rows.end());
+    if (n_least < (head.n_used > 0 ? 1 : 0) || n_most != head.n_used || head.pos < n_most - 1 || head.pos > INT32_MAX/2
             || head.n_query > std::min(pool.n_ring, head.n_used)) {
         fail("contradicts itself");
     }

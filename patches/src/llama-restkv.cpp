@@ -328,6 +328,13 @@ int32_t llama_restkv_clear(llama_context * ctx) {
     });
 }
 
+int32_t llama_restkv_set_turned(llama_context * ctx, int32_t i, bool turned) {
+    return guarded([&]() -> int32_t {
+        layer_checked(*cache_checked(ctx).get_restkv(), i).turned = turned;
+        return LLAMA_RESTKV_OK;
+    });
+}
+
 int32_t llama_restkv_set_probe(llama_context * ctx, bool probe) {
     return guarded([&]() -> int32_t {
         if (cache_checked(ctx).get_restkv()->set_probe(probe)) {
@@ -470,6 +477,15 @@ int32_t llama_restkv_state_get(llama_context * ctx, void * data, int64_t size) {
         ctx->synchronize();
         llama_restkv_state_write(pool, n_used, n_used ? kv.get_cells(0).pos_get(n_used - 1) : -1, data);
         return LLAMA_RESTKV_OK;
+    });
+}
+
+int32_t llama_restkv_state_rows(const llama_context * ctx, const void * data, int64_t size, int32_t * n_rows) {
+    return guarded([&]() -> int32_t {
+        const auto & pool = *state_checked(ctx).get_restkv();
+        const auto head = llama_restkv_state_check(pool, data, size);
+        std::memcpy(n_rows, static_cast<const uint8_t *>(data) + sizeof(head), pool.n_cols*sizeof(int32_t));
+        return head.n_used;
     });
 }
 

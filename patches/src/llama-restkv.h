@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 // raised whenever a signature or a meaning below changes; the Python package refuses another number
-#define LLAMA_RESTKV_ABI 3
+#define LLAMA_RESTKV_ABI 4
 
 enum llama_restkv_status {
     LLAMA_RESTKV_OK          =  0,
@@ -30,6 +30,7 @@ enum llama_restkv_status {
     LLAMA_RESTKV_UNSUPPORTED = -2, // nothing was changed
     LLAMA_RESTKV_FAILED      = -3, // compute failed: clear the cache before going on
     LLAMA_RESTKV_ABORTED     = -4, // llama_restkv_abort() was called; nothing was changed
+    LLAMA_RESTKV_NO_MEMORY   = -5, // a device has no room for a graph of ours; nothing was changed
 };
 
 enum llama_restkv_bytes_kind {
@@ -75,6 +76,10 @@ LLAMA_API void    llama_restkv_disarm(void);
 
 // 0 if ctx has a pool whose layers can be evicted, else why not. Sets the abort hook. Call once after creation.
 LLAMA_API int32_t llama_restkv_attach(struct llama_context * ctx);
+
+// Whether queries and keys of pool layer i carry positions. At first as the model's hyperparameters have it, which some
+// graphs overrule: smollm3, cohere2 and exaone4 leave RoPE out of some layers. Say so before the first token.
+LLAMA_API int32_t llama_restkv_set_turned(struct llama_context * ctx, int32_t i, bool turned);
 
 // Whether what llama_decode reads from now on is a probe, which is dropped again: nobody compares it with another llama.cpp,
 // and attention on a CPU takes the fast way for fewer than 64 tokens too, with float32 sums where upstream has halves.
@@ -144,6 +149,8 @@ LLAMA_API int32_t llama_restkv_compact(
 LLAMA_API int64_t llama_restkv_state_size(const struct llama_context * ctx);
 LLAMA_API int32_t llama_restkv_state_get (struct llama_context * ctx, void * data, int64_t size);
 LLAMA_API int32_t llama_restkv_state_set (struct llama_context * ctx, const void * data, int64_t size);
+// Slots that such bytes hold, and the rows of every segment; refused where state_set would refuse them.
+LLAMA_API int32_t llama_restkv_state_rows(const struct llama_context * ctx, const void * data, int64_t size, int32_t * n_rows);
 
 // One tensor of pool layer i as float32, for the NumPy oracle. n_window counts only for Q.
 LLAMA_API int32_t llama_restkv_read(

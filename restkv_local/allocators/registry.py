@@ -11,6 +11,7 @@ from restkv_local.allocators.global_ import Global
 from restkv_local.allocators.pyramid import Pyramid
 from restkv_local.allocators.uniform import Uniform
 from restkv_local.errors import ConfigError
+from restkv_local.policies.base import Policy, observes_attention
 
 ALLOCATORS: Final[dict[str, type[Allocator]]] = {
     allocator.name: allocator for allocator in (Uniform, Pyramid, Ada, Cake, Global)
@@ -29,3 +30,23 @@ def make_allocator(name: str) -> Allocator:
         known = ", ".join(ALLOCATORS)
         raise ConfigError(f"allocation must be one of {known}; got allocation={name!r}")
     return ALLOCATORS[name]()
+
+
+def serves(allocator: Allocator | type[Allocator], policy: Policy) -> bool:
+    """Tell whether an allocator can split the policy's rows: not by attention that it never observes."""
+    return not allocator.reductions or not policy.evicts or observes_attention(policy)
+
+
+def check_pair(allocator: Allocator, policy: Policy) -> None:
+    """Refuse an allocator that cannot split the policy's rows.
+
+    Raises
+    ------
+    ConfigError
+        If it splits by attention that the policy does not observe.
+    """
+    if not serves(allocator, policy):
+        raise ConfigError(
+            f"allocation={allocator.name!r} splits by attention that policy={policy.name!r} does not observe;"
+            " choose a policy that does (restkv, snapkv, caote, ...) or another allocation"
+        )

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from restkv_local.allocators.registry import make_allocator
+from restkv_local.allocators.registry import check_pair, make_allocator
 from restkv_local.bench import ALL_REFERENCES, REFERENCES
-from restkv_local.catalogue import list_servable
 from restkv_local.config import DEFAULTS, Config
 from restkv_local.errors import ConfigError
 from restkv_local.policies.registry import make_policy
@@ -123,11 +122,5 @@ def _check_names(
         if not make_policy(name).evicts:
             raise ConfigError(f"policy={name!r} evicts nothing: ask for it as a reference instead")
     for allocation in allocations:
-        make_allocator(allocation)
-        refused = set(list_servable(allocation)[1])
         for name in policies:
-            if name in refused:
-                raise ConfigError(
-                    f"allocation={allocation!r} splits by attention that policy={name!r} does not"
-                    " observe; leave one of them out"
-                )
+            check_pair(make_allocator(allocation), make_policy(name))

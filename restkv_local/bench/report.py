@@ -119,7 +119,7 @@ class BenchReport:
         """Return the object that ``restkv bench --json`` prints."""
         return {
             "metadata": {**self.metadata, "commits": self.commits()},
-            "caches": [asdict(cache) for cache in self.caches],
+            "caches": [{"name": c.name, "options": dict(c.options)} for c in self.caches],
             "figures": [asdict(figure) for figure in self.figures()],
             "speeds_left": [asdict(left) for left in self.speeds_left()],
             "ceilings": [asdict(ceiling) for ceiling in self.ceilings()],

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, get_args
 
 import numpy as np
 
+from restkv_local.chat import Mode
 from restkv_local.chat.chat_template import ChatTemplate, Message
 from restkv_local.chat.generation import generate
 from restkv_local.chat.guide import question_guide
@@ -20,18 +21,13 @@ from restkv_local.chat.passages import Passage, TokenMap, find_passages
 from restkv_local.chat.turn_report import make_timings
 from restkv_local.config import DEFAULTS
 from restkv_local.documents import Document, Source, list_sources, parse_document, read_document
-from restkv_local.engine import Engine, Progress
-from restkv_local.errors import BusyError, ConfigError, InputError, NativeError
+from restkv_local.engine import Engine, OnProgress
+from restkv_local.errors import BusyError, ConfigError, InputError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.storage.reading_cache import Reading, ReadingCache
 from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
 from restkv_local.types import F32, F64
-
-Mode = Literal["auto", "per-question", "shared", "ingest"]
-MODES: Final = ("auto", "per-question", "shared", "ingest")
-
-OnProgress = Callable[[Progress], None]
 
 # Reads without a question: what it takes to repeat the text serves whatever is asked about it.
 INGEST_POLICY: Final = "kvzip"
@@ -222,13 +218,8 @@ class DocumentReader:
 
     def _read_shared(self, on_progress: OnProgress | None) -> ReadingReport:
         guide = self._shared_guide() if self.mode == "shared" else []
-        logits, report = self._read(self._before, guide, on_progress)
-        try:
-            self._kept = Reading(self._engine.save(), logits)
-        except NativeError:  # layers with a sliding window have a cache of their own
-            self._kept = None
-        self.reading = report
-        return report
+        self.reading, _, self._kept = self._read(self._before, guide, on_progress, keep=True)
+        return self.reading
 
     def ask(self, question: str, *, on_progress: OnProgress | None = None) -> Iterator[str]:
         """Yield the answer piece by piece; ``answer`` is complete afterwards.
@@ -249,7 +240,8 @@ class DocumentReader:
         notes = []
         start = time.perf_counter()
         if self.mode == "per-question":
-            logits, reading = self._read([*prompt.before, *prompt.after], prompt.guide, on_progress)
+            whole = [*prompt.before, *prompt.after]
+            reading, logits, _ = self._read(whole, prompt.guide, on_progress, keep=False)
             n_read = reading.prompt_n
             if reading.from_cache:
                 notes.append(f"read before: {n_read:,} tokens from the cache folder")
@@ -308,8 +300,9 @@ class DocumentReader:
         return len(prompt.before)
 
     def _read(
-        self, tokens: list[int], guide: list[int], on_progress: OnProgress | None
-    ) -> tuple[F32, ReadingReport]:
+        self, tokens: list[int], guide: list[int], on_progress: OnProgress | None, *, keep: bool
+    ) -> tuple[ReadingReport, F32, Reading | None]:
+        """Read, or take what was read before; the copy is there if it was to be kept or was kept anyway."""
         engine = self._engine
         config = engine.config
         n_answer = config.n_ubatch if config.n_predict < 0 else config.n_predict
@@ -319,21 +312,25 @@ class DocumentReader:
         engine.clear()
         start = time.perf_counter()
         key, kept = None, None
+        copy: Reading | None = None
         if self._readings is not None:
             key = self._llama.reading_key(tokens, [*guide, int(self.mode == "ingest")])
             kept = self._readings.load(key) if key is not None else None
         if kept is not None:
             engine.restore(kept.snapshot)
             engine.guide = guide
-            logits = kept.logits
+            logits, copy = kept.logits, kept
         else:
             engine.read(tokens, guide=guide, on_progress=on_progress)
             logits = self._llama.native.logits().copy()
             # Kept for whatever will be asked: it is the budget that was promised.
             if self.mode == "ingest" and engine.policy.evicts and engine.rows.mean > engine.budget:
                 engine.evict()
-            if key is not None:
-                self._store(key, logits)
+            if keep or key is not None:
+                snapshot = engine.try_save()
+                copy = None if snapshot is None else Reading(snapshot, logits)
+            if self._readings is not None and key is not None and copy is not None:
+                self._readings.store(key, copy)
         seconds = time.perf_counter() - start
         report = ReadingReport(
             len(tokens),
@@ -342,14 +339,7 @@ class DocumentReader:
             kept is not None,
             engine.kv_report(),
         )
-        return logits, report
-
-    def _store(self, key: str, logits: F32) -> None:
-        assert self._readings is not None
-        try:
-            self._readings.store(key, Reading(self._engine.save(), logits))
-        except NativeError:  # layers with a sliding window have a cache of their own
-            return
+        return report, logits, copy
 
     def _render(self, question: str) -> str:
         # Were all questions to stand before a text that is read once, a small model would answer the first of them.
@@ -434,8 +424,8 @@ def choose_mode(mode: str, n_questions: int) -> str:
     ConfigError
         If there is no such mode, or it needs a question.
     """
-    if mode not in MODES:
-        raise ConfigError(f"mode must be one of {', '.join(MODES)}; got mode={mode!r}")
+    if mode not in get_args(Mode):
+        raise ConfigError(f"mode must be one of {', '.join(get_args(Mode))}; got mode={mode!r}")
     if mode == "auto":
         return "ingest" if n_questions == 0 else "per-question" if n_questions == 1 else "shared"
     if mode == "shared" and n_questions == 0:
@@ -457,7 +447,7 @@ def _document(one: Source) -> Document:
 
 def _check_question(question: str) -> None:
     if not question.strip():
-        raise InputError("a question is empty: give each one as -q TEXT")
+        raise InputError("a question is empty; every one must have text")
 
 
 def _message(role: str, content: str) -> Message:

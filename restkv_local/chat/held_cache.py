@@ -70,10 +70,7 @@ class HeldCache:
         """Copy the cache; None if it is empty or of a kind that cannot be copied."""
         if not self.held() or not self.engine.is_open:
             return None
-        try:
-            return self._llama.native.finish(self.engine.save)
-        except NativeError:  # layers with a sliding window have a cache of their own
-            return None
+        return self._llama.native.finish(self.engine.try_save)
 
     def restore(self, snapshot: Snapshot, text: str) -> bool:
         """Put a cache in place that stands for ``text``; False if the open one cannot take it."""

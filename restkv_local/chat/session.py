@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,13 @@ from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.chat.turn_report import TurnReport, make_timings
 from restkv_local.config import Config
 from restkv_local.documents import Source, list_sources, read_document
-from restkv_local.engine import Engine, Progress, Snapshot
+from restkv_local.engine import Engine, OnProgress, Snapshot
 from restkv_local.errors import ConfigError, InputError, SessionFileError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import library_stamp
 from restkv_local.storage.reading_cache import Reading, ReadingCache
 from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
-
-OnProgress = Callable[[Progress], None]
 
 READ_AGAIN = "all is read again with the next message"
 

@@ -6,7 +6,7 @@ import operator
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from restkv_local.chat.guide import ending_guide
 from restkv_local.chat.text_stream import TextStream
 from restkv_local.compat.completion_options import CompletionOptions, Tokens
-from restkv_local.engine import Counters, Engine, Progress, Snapshot
+from restkv_local.engine import Counters, Engine, OnProgress, Snapshot
 from restkv_local.errors import ConfigError, InputError, RestKVError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import NativeContext
@@ -120,9 +120,7 @@ class Completer:
         Called after each chunk of a prompt.
     """
 
-    def __init__(
-        self, llama: LoadedModel, *, n_last: int, on_progress: Callable[[Progress], None] | None
-    ) -> None:
+    def __init__(self, llama: LoadedModel, *, n_last: int, on_progress: OnProgress | None) -> None:
         self._llama = llama
         self._n_last = n_last
         self._on_progress = on_progress

@@ -13,6 +13,8 @@ from restkv_local.errors import ConfigError
 # The few values of enum ggml_type that the pool takes.
 _GGML_TYPES: Final = {1: "f16", 8: "q8_0", 2: "q4_0"}
 
+_ANY_SEED: Final = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws one
+
 _LORA: Final = "merge the adapter into the GGUF first"
 _ROPE: Final = "RoPE is read from the GGUF, and compact positions stay within the trained length"
 _ONE_GPU_SETUP: Final = "llama.cpp's own split of the layers is used"
@@ -80,6 +82,8 @@ def read_llama_cpp_options(options: Mapping[str, Any]) -> dict[str, Any]:
         # An array would answer with an array.
         if not any(value is one or np.array_equal(value, one) for one in values):
             raise ConfigError(f"{name}={value!r} cannot be had here: {reason}; leave it out")
+    if read.get("seed") == _ANY_SEED:
+        read["seed"] = -1
     if read.get("n_threads", 0) is None:
         del read["n_threads"]
     n_threads_batch = read.pop("n_threads_batch", None)

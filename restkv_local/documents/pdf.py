@@ -7,9 +7,11 @@ five files and glued words together where the font changes.
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import pypdfium2 as pdfium
@@ -33,10 +35,16 @@ _NO_COMMENTS: Final = (
     pdfium_c.FPDF_ANNOT_LINK,
     pdfium_c.FPDF_ANNOT_POPUP,
 )
+# Their fields are XML, which needs a build of PDFium with a script engine.
+_XFA_FORMS: Final = (pdfium_c.FORMTYPE_XFA_FULL, pdfium_c.FORMTYPE_XFA_FOREGROUND)
+_XFA_NOTE: Final = ("the PDF is an XFA form: what was filled in may be missing; print it to a PDF",)
 _WORDS: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 # What a font without a map to Unicode gives.
 _UNREADABLE: Final = re.compile("[\x01\x03-\x08\x0e-\x1f\ufffd\ue000-\uf8ff]")
 _UNREADABLE_SHARE: Final = 0.2
+
+# It advises to build pypdfium2 anew; the note says what a reader can do.
+logging.getLogger("pypdfium2").setLevel(logging.ERROR)
 
 
 def read_pdf(data: bytes, name: str) -> tuple[str, tuple[Mark, ...], tuple[str, ...]]:
@@ -60,12 +68,15 @@ def read_pdf(data: bytes, name: str) -> tuple[str, tuple[Mark, ...], tuple[str, 
             f"{name} is a broken PDF that cannot be opened; get it or save it again"
         ) from None
     try:
-        if document.get_formtype() != pdfium_c.FORMTYPE_NONE:
-            document.init_forms()
+        form = document.get_formtype()
+        if form != pdfium_c.FORMTYPE_NONE:
+            with suppress(pdfium.PdfiumError):  # then the fields are missing, not the pages
+                document.init_forms()
         pages = [_read_page(document, index) for index in range(n_pages)]
     finally:
         document.close()
-    return _join_pages(pages, name, is_whole=b"%%EOF" in data[-1024:])
+    text, marks, notes = _join_pages(pages, name, is_whole=b"%%EOF" in data[-1024:])
+    return text, marks, (*notes, *_XFA_NOTE) if form in _XFA_FORMS else notes
 
 
 def _read_page(document: pdfium.PdfDocument, index: int) -> str | None:

@@ -1,8 +1,14 @@
-"""Tasks that measure eviction, as the field defines them: samples to ask, metrics that score the answers."""
+"""Quality of evicted caches: the field's tasks, metrics that score the answers, a run over a grid.
 
-from restkv_local.evaluation.metrics.registry import METRICS, score_sample
-from restkv_local.evaluation.sample import Sample
-from restkv_local.evaluation.tasks.base import Request, Task
-from restkv_local.evaluation.tasks.registry import TASKS, find_tasks
+No NumPy in this file, so that ``--help`` stays fast.
+"""
 
-__all__ = ["METRICS", "TASKS", "Request", "Sample", "Task", "find_tasks", "score_sample"]
+from typing import Final, Literal
+
+Question = Literal["aware", "unknown"]
+
+BUDGET: Final = "25%"  # not chat's rows: a share means the same at every length
+LENGTH: Final = 4096  # RULER's shortest published length; small enough for any model
+N_SAMPLES: Final = 10  # of what is generated; of files all
+N_SCORED: Final = 128  # tokens that ppl predicts
+SEED: Final = 42

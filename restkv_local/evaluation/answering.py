@@ -7,13 +7,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from restkv_local.chat.text_stream import TextStream
 from restkv_local.engine import Engine
 from restkv_local.errors import InputError
+from restkv_local.evaluation import Question
 from restkv_local.evaluation.framing import Framing, Prompt
 from restkv_local.evaluation.grid import Cell
 from restkv_local.evaluation.log import Item, Record
@@ -22,8 +22,6 @@ from restkv_local.evaluation.reading import OnFailure, Passage, Reader
 from restkv_local.evaluation.sample import Sample
 from restkv_local.evaluation.tasks.base import Request, Task
 from restkv_local.types import F32
-
-Question = Literal["aware", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,13 @@ class Asking:
         def judge(cell: Cell, engine: Engine, logits: F32) -> Record:
             start = time.perf_counter()
             text, n_written = write_answer(
-                engine, logits, self.after, sample.max_new_tokens, sample.stop
+                engine,
+                logits,
+                self.after,
+                sample.max_new_tokens,
+                stop=sample.stop,
+                stop_tokens=sample.stop_tokens,
+                must_begin=sample.must_begin,
             )
             seconds = time.perf_counter() - start
             return Record(
@@ -131,18 +135,27 @@ def hash_asked(sample: Sample, prompt: Prompt) -> str:
     That is the prompt as it is rendered and where its question begins, what ends an answer, what it is compared with
     and how.
     """
+    # Only where there are some: logs of before go on.
+    ends = [sample.stop_tokens, sample.must_begin] if sample.stop_tokens else []
     # Where a file lies changes nothing.
     extra = {name: value for name, value in sample.extra.items() if name != "source"}
     decides = {
         "prompt": [prompt.context, prompt.question, prompt.ending],
-        "answer": [sample.max_new_tokens, sample.stop],
+        "answer": [sample.max_new_tokens, sample.stop, *ends],
         "scores": [sample.references, sample.metric, sample.more_metrics, extra],
     }
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
 def write_answer(
-    engine: Engine, logits: F32, after: Sequence[int], n_most: int, stop: Sequence[str]
+    engine: Engine,
+    logits: F32,
+    after: Sequence[int],
+    n_most: int,
+    *,
+    stop: Sequence[str] = (),
+    stop_tokens: Sequence[str] = (),
+    must_begin: bool = False,
 ) -> tuple[str, int]:
     """Read what comes after the eviction and answer greedily.
 
@@ -154,8 +167,8 @@ def write_answer(
         Tokens of the question, if it was not known before.
     n_most : int
         Tokens of the answer.
-    stop : sequence of str
-        Texts that end it and do not belong to it.
+    stop, stop_tokens, must_begin
+        What ends it, see :class:`~restkv_local.evaluation.sample.Sample`.
 
     Returns
     -------
@@ -163,6 +176,11 @@ def write_answer(
         The answer and its tokens.
     """
     native = engine.native
+    ends = {text.encode() for text in stop_tokens}
+
+    def is_end(token: int) -> bool:
+        return native.is_eog(token) or native.piece(token) in ends
+
     for token in after:
         engine.step(token)
         logits = native.logits()
@@ -172,7 +190,9 @@ def write_answer(
             engine.step(token)
             logits = native.logits()
         token = int(np.argmax(logits))
-        if native.is_eog(token):
+        if must_begin and n_written == 0 and is_end(token):
+            token = next(int(other) for other in np.argsort(-logits) if not is_end(int(other)))
+        if is_end(token):
             break
         text += stream.feed(native.piece(token))
         n_written += 1

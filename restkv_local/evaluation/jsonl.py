@@ -51,6 +51,8 @@ def _parse(line: bytes, place: str, fields: Mapping[str, Kind]) -> dict[str, Any
         raise InputError(
             f"{place} is not JSON: {error.msg} at character {error.pos}; each line must be one object"
         ) from None
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets
+        raise InputError(f"{place} cannot be read as JSON: {error}") from None
     if not isinstance(record, dict):
         raise InputError(
             f"{place} holds {type(record).__name__}; each line must be one JSON object"

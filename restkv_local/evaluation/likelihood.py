@@ -123,7 +123,9 @@ def predict_strides(
     def encode(text: str) -> list[int]:
         return native.tokenize(text, add_special=True)
 
-    pieces = cut_strides(encode, file=file, n_read=length, n_scored=n_scored, stride=stride, n=n)
+    pieces = cut_strides(
+        encode, file=file, n_read=length, n_scored=n_scored, stride=stride, n=n, bos=native.bos
+    )
     for piece in pieces:
         yield Continuation(make_item(NAME, piece, length, seed), piece)
 

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import psutil
 
+from restkv_local.catalogue import tracked_by
 from restkv_local.config import DEFAULTS, Config, check_budget, parse_budget, resolve_budget
 from restkv_local.engine import Engine
 from restkv_local.errors import ConfigError, RestKVError
 from restkv_local.evaluation.grid import Cell
 from restkv_local.llama import Llama
 from restkv_local.model.model_file import check_supported, kv_bytes_per_token
-from restkv_local.plan_report import tracked_by
 from restkv_local.types import F32
 
 Outcome = TypeVar("Outcome")

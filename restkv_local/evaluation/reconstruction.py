@@ -154,5 +154,7 @@ def plan_strides(
         return native.tokenize(text, add_special=True)
 
     # The token after the piece is of no use here.
-    for piece in cut_strides(encode, file=file, n_read=length, n_scored=1, stride=length, n=n):
+    for piece in cut_strides(
+        encode, file=file, n_read=length, n_scored=1, stride=length, n=n, bos=native.bos
+    ):
         yield Reconstruction(make_item(NAME, piece, length, seed), piece)

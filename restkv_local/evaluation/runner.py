@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from restkv_local.errors import ConfigError, RestKVError
-from restkv_local.evaluation import likelihood, reconstruction
-from restkv_local.evaluation.answering import Question, ask_samples
+from restkv_local.evaluation import (
+    LENGTH,
+    N_SAMPLES,
+    N_SCORED,
+    SEED,
+    Question,
+    likelihood,
+    reconstruction,
+)
+from restkv_local.evaluation.answering import ask_samples
 from restkv_local.evaluation.framing import Framing
 from restkv_local.evaluation.grid import Cell
 from restkv_local.evaluation.log import EvalLog, Item, Record
@@ -21,11 +29,11 @@ from restkv_local.llama import Llama
 
 T = TypeVar("T")
 
-# As for generated samples; read from a file it is all of them.
-_N_DEFAULT: Final = 10
-_LENGTH: Final = 4096
-
-TEXT_TASKS: Final = (likelihood.NAME, reconstruction.NAME)
+# What reads a running text and asks nothing.
+TEXT_TASKS: Final = {
+    likelihood.NAME: "how well the text goes on: perplexity, KL divergence and same token beside the full cache",
+    reconstruction.NAME: "how far the plan of each policy moves every layer's attention output",
+}
 
 
 class Measurement(Protocol):
@@ -73,13 +81,13 @@ class EvalPlan:
     tasks: Sequence[str]
     cells: Sequence[Cell]
     lengths: Sequence[int | None] = (None,)
-    seeds: Sequence[int] = (42,)
+    seeds: Sequence[int] = (SEED,)
     n: int | None = None
     question: Question = "aware"
     use_template: bool = True
     data: Path | None = None
     haystack: Path | None = None
-    n_scored: int = 128
+    n_scored: int = N_SCORED
     stride: int | None = None
 
 
@@ -262,19 +270,21 @@ def _jobs(reader: Reader, plan: EvalPlan) -> Iterator[_Job]:
     framing = Framing(reader.llama, use_template=plan.use_template)
     tasks = [task for name in plan.tasks if name not in TEXT_TASKS for task in find_tasks(name)]
     for length in plan.lengths:
-        for seed in plan.seeds:
+        for i, seed in enumerate(plan.seeds):
             request = make_request(reader.llama, framing, plan, length, seed)
             for task in dict.fromkeys(tasks):
-                n = plan.n if plan.n is not None else 0 if task.needs else _N_DEFAULT
+                if i and task.needs and plan.n is None:
+                    continue  # another seed would draw the same again: all of a file
+                n = plan.n if plan.n is not None else 0 if task.needs else N_SAMPLES
                 ask = partial(ask_samples, task, request, framing, plan.question, reader)
                 yield _Job(f"{task.name}{_say(length)}", n, ask)
         yield from _text_jobs(reader, plan, length)
 
 
 def _text_jobs(reader: Reader, plan: EvalPlan, length: int | None) -> Iterator[_Job]:
-    n = _N_DEFAULT if plan.n is None else plan.n
+    n = N_SAMPLES if plan.n is None else plan.n
     text: dict[str, Any] = {
-        "file": plan.haystack, "length": length or _LENGTH, "seed": plan.seeds[0], "n": n,
+        "file": plan.haystack, "length": length or LENGTH, "seed": plan.seeds[0], "n": n,
     }  # fmt: skip
     if likelihood.NAME in plan.tasks:
         yield _Job(

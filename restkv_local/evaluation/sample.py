@@ -11,8 +11,8 @@ from typing import Any
 class Sample:
     """A prompt in three parts, its references and the rule that scores an answer.
 
-    The model reads ``template(context + question) + answer_prefix``, generates at most ``max_new_tokens`` and
-    stops before the first of ``stop``; the parts hold every space and line break between them.
+    The model reads ``template(context + question) + answer_prefix``, generates at most ``max_new_tokens`` and stops
+    before the first of ``stop`` or at one of ``stop_tokens``; the parts hold every space and line break between them.
 
     Attributes
     ----------
@@ -38,6 +38,10 @@ class Sample:
         Whether the chat template is applied; without it the three parts are the prompt.
     stop : tuple of str
         Texts that end the answer and do not belong to it.
+    stop_tokens : tuple of str
+        Texts that do so only as a whole token, as where a benchmark makes them ends of the sequence.
+    must_begin : bool
+        Whether the first token may not end the answer: the likeliest other one is taken.
     extra : mapping
         What metrics and plots need besides: ``length``, ``depth``, ``all_classes``, ``needle`` and so on.
     """
@@ -53,6 +57,8 @@ class Sample:
     more_metrics: tuple[str, ...] = ()
     uses_template: bool = True
     stop: tuple[str, ...] = ()
+    stop_tokens: tuple[str, ...] = ()
+    must_begin: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -13,13 +13,14 @@ def cut_middle(
     n_tokens: int,
     encode: Callable[[str], Sequence[int]],
     decode: Callable[[Sequence[int]], str],
-) -> str:
-    """Return the context without its middle, so that it fits together with what follows it.
+) -> tuple[str, str]:
+    """Return context and rest without the middle of what they are together: its first and its last half stay.
 
     Parameters
     ----------
     context, rest : str
-        The prompt is ``context + rest``; only the context is cut.
+        The prompt is ``context + rest``. Where the rest is more than half of what may stay, as in repobench-p, its
+        beginning goes too.
     n_tokens : int
         Most tokens of the prompt.
     encode, decode : callable
@@ -28,26 +29,25 @@ def cut_middle(
     Raises
     ------
     InputError
-        If the rest alone leaves no token of context.
+        If not even one token of each half would stay.
 
     Notes
     -----
-    LongBench (pred.py) and InfiniteBench (eval_utils.py) keep the first and the last half of the prompt's tokens.
-    So does this, but for the one token that may span context and rest, and it keeps the rest whole even where
-    it is longer than half. Decoding and encoding again may add tokens where the halves meet: then both give up a few.
+    LongBench (pred.py) and InfiniteBench (eval_utils.py) do so. Here one token may not span context and rest. Decoding
+    and encoding again may add tokens where the halves meet: then both give up a few.
     """
     if len(encode(context + rest)) <= n_tokens:
-        return context
-    tokens, n_rest = list(encode(context)), len(encode(rest))
-    n_kept = n_tokens - n_rest
-    while n_kept > 0:
-        n_head = min(n_tokens // 2, n_kept)
-        n_tail = n_kept - n_head
-        cut = decode(tokens[:n_head]) + (decode(tokens[-n_tail:]) if n_tail else "")
-        excess = len(encode(cut + rest)) - n_tokens
+        return context, rest
+    tokens, border = [*encode(context), *encode(rest)], len(encode(context))
+    half = n_tokens // 2
+    while half > 0:
+        head, tail = min(half, border), len(tokens) - half
+        cut = decode(tokens[:head]) + decode(tokens[tail:border])
+        left = decode(tokens[border:half]) + decode(tokens[max(tail, border) :])
+        if tail <= border:
+            left = rest  # to the letter
+        excess = len(encode(cut + left)) - n_tokens
         if excess <= 0:
-            return cut
-        n_kept -= excess
-    raise InputError(
-        f"a prompt of {n_tokens} tokens holds no context: the question alone takes {n_rest}; give a longer length"
-    )
+            return cut, left
+        half -= (excess + 1) // 2
+    raise InputError(f"a prompt of {n_tokens} tokens holds nothing; give a longer length")

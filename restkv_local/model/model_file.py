@@ -143,11 +143,6 @@ class ModelShape:
     unsupported: str | None
 
     @property
-    def n_gqa(self) -> int:
-        """Query heads per KV head."""
-        return self.n_head // self.n_head_kv
-
-    @property
     def full_layers(self) -> tuple[int, ...]:
         """Indices of the layers with full attention: the ones a budget applies to."""
         return tuple(i for i, swa in enumerate(self.swa_layers) if not swa)

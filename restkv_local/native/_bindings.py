@@ -9,7 +9,7 @@ import numpy as np
 
 from restkv_local.errors import NativeError
 
-I32_IN = np.ctypeslib.ndpointer(np.int32, flags="C_CONTIGUOUS")
+I32_ARRAY = np.ctypeslib.ndpointer(np.int32, flags="C_CONTIGUOUS")
 F32_ARRAY = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
 I32_OUT = C.POINTER(C.c_int32)
 F32_OUT = C.POINTER(C.c_float)
@@ -30,13 +30,14 @@ VALUE_NORM = 1 << 9
 ROWS = {"max": MAX, "square": SQUARE, "entropy": ENTROPY, "last_use": LAST_USE}
 METRICS = AGGREGATE | PER_QUERY | VALUE_NORM
 
-# llama_restkv_bytes_kind
-BYTES_K, BYTES_V, BYTES_SCORING, BYTES_OTHER = range(4)
+# llama_restkv_bytes_kind; scoring: rings and factors, other: caches of sliding windows
+BYTES = {"k": 0, "v": 1, "scoring": 2, "other": 3}
 
 # llama_restkv_tensor
-TENSOR_K, TENSOR_V, TENSOR_Q = range(3)
+TENSORS = {"k": 0, "v": 1, "q": 2}
 
-ABORTED = -4
+# llama_restkv_status
+FAILED = -3
 
 
 def optional(array_type: Any) -> Any:
@@ -51,7 +52,7 @@ def optional(array_type: Any) -> Any:
 
 
 F32_OR_NULL = optional(F32_ARRAY)
-I32_OR_NULL = optional(I32_IN)
+I32_OR_NULL = optional(I32_ARRAY)
 
 
 class Bindings:
@@ -70,6 +71,8 @@ class Bindings:
         self.attach = self._checked("attach", ctx)
         # int32_t llama_restkv_set_probe(struct llama_context * ctx, bool probe);
         self.set_probe = self._checked("set_probe", ctx, C.c_bool)
+        # int32_t llama_restkv_set_turned(struct llama_context * ctx, int32_t i, bool turned);
+        self.set_turned = self._checked("set_turned", ctx, C.c_int32, C.c_bool)
         # void llama_restkv_abort(struct llama_context * ctx, bool abort);
         self.abort = self._void("abort", ctx, C.c_bool)
         # int32_t llama_restkv_n_layer(const struct llama_context * ctx);
@@ -117,13 +120,16 @@ class Bindings:
         self.expected = self._checked("expected", ctx, *[F32_ARRAY] * 3)
         # int32_t llama_restkv_compact(struct llama_context * ctx, const int32_t * n_keep,
         #     const int32_t * keep, const int32_t * shift, llama_pos pos);
-        self.compact = self._checked("compact", ctx, I32_IN, I32_IN, I32_OR_NULL, C.c_int32)
+        self.compact = self._checked("compact", ctx, I32_ARRAY, I32_ARRAY, I32_OR_NULL, C.c_int32)
         # int64_t llama_restkv_state_size(const struct llama_context * ctx);
         self.state_size = self._checked("state_size", ctx, result=C.c_int64)
         # int32_t llama_restkv_state_get(struct llama_context * ctx, void * data, int64_t size);
         self.state_get = self._checked("state_get", ctx, C.c_void_p, C.c_int64)
         # int32_t llama_restkv_state_set(struct llama_context * ctx, const void * data, int64_t size);
         self.state_set = self._checked("state_set", ctx, C.c_char_p, C.c_int64)
+        # int32_t llama_restkv_state_rows(const struct llama_context * ctx, const void * data,
+        #     int64_t size, int32_t * n_rows);
+        self.state_rows = self._checked("state_rows", ctx, C.c_char_p, C.c_int64, I32_ARRAY)
         # int32_t llama_restkv_read(struct llama_context * ctx, int32_t i, int32_t tensor,
         #     int32_t n_window, float * out);
         self.read = self._checked("read", ctx, *[C.c_int32] * 3, F32_ARRAY)
@@ -141,10 +147,8 @@ class Bindings:
         def call(*args: Any) -> int:
             status: int = function(*args)
             if status < 0:
-                raise NativeError(
-                    f"llama_restkv_{name} failed ({status}): "
-                    + self._library.llama_restkv_last_error().decode()
-                )
+                reason = self._library.llama_restkv_last_error().decode()
+                raise NativeError(f"llama_restkv_{name} failed ({status}): {reason}", status)
             return status
 
         return call

@@ -1,4 +1,4 @@
-"""Find the patched library, have the llama-cpp-python bindings load it, and refuse any other."""
+"""Have the llama-cpp-python bindings load the patched library, and refuse any other."""
 
 from __future__ import annotations
 
@@ -12,33 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from restkv_local.errors import AbiMismatchError, LibraryNotFoundError
+from restkv_local.library_folder import HOW_TO_BUILD, library_folder
 
-ABI = 3  # LLAMA_RESTKV_ABI of patches/src/llama-restkv.h
-
-_HOW_TO_BUILD = "build it with `make setup` or `pip install .`, or name one in RESTKV_LIBRARY"
-
-
-def library_folder() -> Path:
-    """Return the folder that holds libllama: ``RESTKV_LIBRARY`` (file or folder), else the package's own.
-
-    Raises
-    ------
-    LibraryNotFoundError
-        If there is none; the message names the places and says how to build it.
-    """
-    import restkv_local
-
-    if override := os.environ.get("RESTKV_LIBRARY"):
-        path = Path(override)
-        folders = [path.parent if path.is_file() else path]
-    else:
-        # An editable install has two folders: the sources and the built part in site-packages.
-        folders = [Path(entry) / "lib" for entry in restkv_local.__path__]
-    for folder in folders:
-        if any(folder.glob("*llama.*")):
-            return folder.resolve()
-    looked = ", ".join(str(folder) for folder in folders)
-    raise LibraryNotFoundError(f"no patched llama library in {looked}: {_HOW_TO_BUILD}")
+ABI = 4  # LLAMA_RESTKV_ABI of patches/src/llama-restkv.h
 
 
 @functools.cache
@@ -66,7 +42,7 @@ def load() -> ModuleType:
             loaded = import_module("llama_cpp.llama_cpp")
         except (OSError, RuntimeError, FileNotFoundError, AttributeError) as error:
             sys.modules.pop("llama_cpp", None)
-            raise LibraryNotFoundError(f"cannot load {folder}: {error}: {_HOW_TO_BUILD}") from error
+            raise LibraryNotFoundError(f"cannot load {folder}: {error}: {HOW_TO_BUILD}") from error
     check_abi(loaded._lib, folder)
     return loaded
 
@@ -77,11 +53,11 @@ def check_abi(library: Any, folder: Path) -> None:
         found = library.llama_restkv_abi_version()
     except AttributeError as error:
         raise AbiMismatchError(
-            f"{folder} holds an unpatched llama library, without llama_restkv_*: {_HOW_TO_BUILD}"
+            f"{folder} holds an unpatched llama library, without llama_restkv_*: {HOW_TO_BUILD}"
         ) from error
     if found != ABI:
         raise AbiMismatchError(
-            f"{folder} has restkv ABI {found}; this package needs ABI {ABI}: {_HOW_TO_BUILD}"
+            f"{folder} has restkv ABI {found}; this package needs ABI {ABI}: {HOW_TO_BUILD}"
         )
 
 
@@ -121,9 +97,7 @@ def library_info() -> dict[str, Any]:
 def _devices() -> list[dict[str, Any]]:
     folder = library_folder()
     # ggml's device list lives in a library of its own that libllama has already loaded.
-    name = next(path for path in folder.iterdir() if path.stem in ("libggml", "ggml"))
-    base = next(path for path in folder.iterdir() if path.stem in ("libggml-base", "ggml-base"))
-    ggml, ggml_base = ctypes.CDLL(str(name)), ctypes.CDLL(str(base))
+    ggml, ggml_base = (ctypes.CDLL(str(_find(folder, name))) for name in ("ggml", "ggml-base"))
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
     ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
@@ -146,3 +120,10 @@ def _devices() -> list[dict[str, Any]]:
             }
         )
     return devices
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in folder.iterdir():
+        if path.stem.removeprefix("lib") == name:
+            return path
+    raise LibraryNotFoundError(f"{folder} lacks the library {name}: {HOW_TO_BUILD}")

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,9 +29,7 @@ _RUN = re.compile(r"[\S\x1c-\x1f]*[^\S\x1c-\x1f]*")
 # std::regex recurses once for each character that it matches: 326 bytes of stack, measured with g++ 12.
 _STACK_PER_CHARACTER = 512
 
-# enum llama_restkv_bytes_kind: what is made with a context and stays as it is, and what grows
-_HELD = {"k": 0, "v": 1, "other": 3}
-_SCORING = 2
+_MOST_ROWS = 2**31 - 1  # what C's int holds; ctypes would cut more off in silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,8 @@ class NativeContext:
         self.n_vocab: int = self._llama.llama_vocab_n_tokens(self._vocab)
         self.capacity = 0
         self._n_ubatch = 0
-        self.held = dict.fromkeys(_HELD, 0)  # bytes of rows; remembered, so that any thread may ask
+        # Bytes that the backends gave for a context; remembered, so that any thread may ask.
+        self.held = dict.fromkeys(_bindings.BYTES, 0)
         self.layers: list[LayerInfo] = []
         self.v_rotated = False
         self.k_block = 0  # K is stored rotated in blocks of this many values; 0: as it is
@@ -105,6 +104,7 @@ class NativeContext:
         n_threads: int,
         type_k: str,
         type_v: str,
+        unturned: Collection[int] = (),
     ) -> None:
         """Make an empty context; one that was open before is freed first.
 
@@ -119,6 +119,8 @@ class NativeContext:
             Observed queries kept per layer.
         n_ubatch : int
             Most tokens that one decode takes.
+        unturned : collection of int
+            Model layers whose graph leaves RoPE out.
 
         Raises
         ------
@@ -126,6 +128,11 @@ class NativeContext:
             If the context or its pool cannot be made.
         """
         self.release()
+        if max(n_rows, n_slots or 0, n_ring, n_ubatch) > _MOST_ROWS:
+            raise NativeError(
+                f"a cache has at most {_MOST_ROWS:,} rows, slots and observed queries per layer and head; got"
+                f" n_rows={n_rows:,}, n_slots={n_slots or n_rows:,}, n_ring={n_ring:,}"
+            )
         llama = self._llama
         params = llama.llama_context_default_params()
         params.n_ctx = n_rows if n_slots is None else n_slots
@@ -154,9 +161,15 @@ class NativeContext:
             self._memory = llama.llama_get_memory(self._ctx)
             self._n_ubatch = n_ubatch
             self.layers = self._layer_infos()
+            for i, layer in enumerate(self.layers):
+                if layer.il in unturned:
+                    self._restkv.set_turned(self._ctx, i, False)
             self.v_rotated = bool(self._restkv.v_rotated(self._ctx))
             self.k_block = self._restkv.k_rotated(self._ctx)
-            self.held = {name: self._bytes(kind) for name, kind in _HELD.items()}
+            self.held = {
+                name: int(self._restkv.bytes(self._ctx, kind))
+                for name, kind in _bindings.BYTES.items()
+            }
             self.capacity = self._restkv.capacity(self._ctx)
 
         try:
@@ -267,6 +280,18 @@ class NativeContext:
         if n < 0:
             raise NativeError(f"llama_tokenize failed ({n}) on a text of {len(data)} bytes")
         return list(tokens[:n])
+
+    @property
+    def offloads(self) -> bool:
+        """Whether there is a device other than the CPU that layers can live on."""
+        return bool(self._llama.llama_supports_gpu_offload())
+
+    @property
+    def bos(self) -> int | None:
+        """Token that the vocabulary puts before a text; None where it puts none."""
+        llama = self._llama
+        adds = llama.llama_vocab_get_add_bos(self._vocab)
+        return int(llama.llama_vocab_bos(self._vocab)) if adds else None
 
     def encode(self, text: str) -> bytes:
         """Return a text as llama.cpp takes it.
@@ -394,10 +419,6 @@ class NativeContext:
         logits: F32 = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
         return logits
 
-    def sample(self, sampler: Sampler) -> int:
-        """Draw the next token."""
-        return sampler.draw(self.logits())
-
     def make_sampler(self, **options: Any) -> Sampler:
         """Return a :class:`Sampler` of this library and vocabulary with these options; close it after use."""
         return Sampler(self._llama, self._vocab, **options)
@@ -437,13 +458,6 @@ class NativeContext:
         if not self._ctx and not isinstance(self._llama, _Closed):
             raise NativeError("there is no cache: open one first")
         return self._ctx
-
-    def allocated(self) -> dict[str, int]:
-        """Return what the backends allocated: :attr:`held`, and ``scoring``, which grows with what is asked."""
-        return {**self.held, "scoring": self._bytes(_SCORING)}
-
-    def _bytes(self, kind: int) -> int:
-        return int(self._restkv.bytes(self._ctx, kind))
 
     # Scoring and compaction
 
@@ -494,6 +508,8 @@ class NativeContext:
             assert positions is not None
             drift = np.empty(sum(heads) * n_window, np.float32)
             flat = np.concatenate([layer.ravel() for layer in positions]).astype(np.float32)
+            if flat.size != n_used * sum(layer.n_head_kv for layer in self.layers):
+                raise NativeError(f"{flat.size} positions are not those of {n_used} slots")
         weights = np.ascontiguousarray(weights, dtype=np.float32)
         self._run(
             lambda: self._restkv.score(
@@ -597,6 +613,18 @@ class NativeContext:
         self._run(lambda: self._restkv.state_get(self._ctx, ctypes.addressof(view), size))
         return bytes(buffer)
 
+    def state_rows(self, state: bytes) -> I32:
+        """Return how many rows each layer and KV head has in what :meth:`state` returned: (n_layer, n_head_kv).
+
+        Raises
+        ------
+        NativeError
+            Where :meth:`set_state` would refuse the bytes.
+        """
+        n_rows = np.zeros((len(self.layers), self.layers[0].n_head_kv), np.int32)
+        self._restkv.state_rows(self._ctx, state, len(state), n_rows)
+        return n_rows
+
     def set_state(self, state: bytes) -> None:
         """Replace the sequence by one that :meth:`state` returned.
 
@@ -622,7 +650,7 @@ class NativeContext:
         else:
             head_dim = info.head_dim_k if tensor == "k" else info.head_dim_v
             out = np.empty((info.n_head_kv, self.used, head_dim), np.float32)
-        self._restkv.read(self._ctx, layer, "kvq".index(tensor), n_window, out)
+        self._restkv.read(self._ctx, layer, _bindings.TENSORS[tensor], n_window, out)
         return out.transpose(1, 0, 2) if tensor == "q" else out
 
     def attention_params(self, layer: int) -> tuple[float, float, bool]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from restkv_local.config import PENALISED
 from restkv_local.errors import ConfigError
 from restkv_local.types import F32
 
@@ -24,6 +25,8 @@ _SIGNS: Final = re.compile(
     r"|\{\s*(\d+)\s*,\s*(\d+)\s*\}|(!?<[^>\n]*)|(\()|(\))|(::=)",
     re.DOTALL,
 )
+# A C string ends at the first, and the second is no character.
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 # llama.cpp follows rules and parentheses by recursion: 20,000 of either overflow a stack of 8 MiB.
 _MOST_NESTED: Final = 250
 _MOST_RULES: Final = 2500
@@ -78,7 +81,7 @@ class Sampler:
         repeat_penalty: float = 1.0,
         frequency_penalty: float = 0.0,
         presence_penalty: float = 0.0,
-        n_last: int = 64,
+        n_last: int = PENALISED,
         logit_bias: Mapping[int, float] | None = None,
         grammar: str | None = None,
     ) -> None:
@@ -220,7 +223,11 @@ class Sampler:
 
 
 def _check_grammar(grammar: str) -> None:
-    """Refuse what llama.cpp's parser does not survive."""
+    """Refuse what llama.cpp's parser does not survive, or would not see."""
+    if found := _NO_TEXT.search(grammar):
+        raise ConfigError(
+            f"grammar must be text in UTF-8; it holds {found.group()!r} at place {found.start() + 1}"
+        )
     depth = n_rules = 0
     for low, high, token, opens, closes, rule in _SIGNS.findall(grammar):
         if token:  # what it lets through and what it can go on from differ: the process would end

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from restkv_local.config import DEFAULTS, Config
-from restkv_local.errors import ConfigError
+from restkv_local.config import DEFAULTS, Config, Order
 from restkv_local.policies.base import Group, Policy, reduce_groups, to_scores
 from restkv_local.policies.smoothing import adaptive_window, smooth_rows
 from restkv_local.reference import distance_without
@@ -81,7 +80,7 @@ class RestKV(Policy):
     reduction: Reduction = "ema"
     guide_reduction: Reduction = DEFAULTS.guide_reduction
     alpha: float = DEFAULTS.alpha
-    order: Literal["aggregate", "per_query"] = DEFAULTS.order
+    order: Order = DEFAULTS.order
     tau: float = DEFAULTS.tau
     use_wo: bool = DEFAULTS.use_wo
     past_only: bool = DEFAULTS.past_only
@@ -90,11 +89,6 @@ class RestKV(Policy):
     scale: float = DEFAULTS.scale
     shift_at_zero: bool = False
     group: Group = "mean"
-
-    def __post_init__(self) -> None:
-        """Refuse a reduction whose odds mean nothing."""
-        if "sum" in (self.reduction, self.guide_reduction):
-            raise ConfigError("reduction must leave attention within [0, 1]; got reduction='sum'")
 
     @classmethod
     def from_config(cls, config: Config) -> RestKV:

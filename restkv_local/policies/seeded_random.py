@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from restkv_local.config import DEFAULTS, Config
+from restkv_local.config import Config
+from restkv_local.errors import ConfigError
 from restkv_local.policies.base import Policy
 from restkv_local.types import F32, Observation
 
@@ -20,18 +21,28 @@ class SeededRandom(Policy):
     ----------
     seed : int
         Seed of the noise, at least 0.
+
+    Raises
+    ------
+    ConfigError
+        If the seed is negative.
     """
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "seeded noise: the floor every method must beat"
     source: ClassVar[str] = "none"
 
-    seed: int = DEFAULTS.seed
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the seed."""
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0; got seed={self.seed}")
 
     @classmethod
     def from_config(cls, config: Config) -> SeededRandom:
         """Build the policy from the options it understands."""
-        # -1 asks for another sampling seed each run, in unsigned 32 bits as llama.cpp has it.
+        # -1 asks for another sampling seed each run; rows stay comparable between runs, so it is one seed here.
         return cls(seed=config.seed % 2**32)
 
     def score(self, observation: Observation) -> F32:

@@ -87,20 +87,27 @@ class ReadingCache:
 
     Parameters
     ----------
-    folder : Path, optional
-        The user's cache folder by default.
-    limit_bytes : int, optional
-        Size of all files together; ``RESTKV_CACHE_LIMIT`` (as in 512MiB, or 0), else 4 GiB, by default.
-
-    Raises
-    ------
-    ConfigError
-        If ``RESTKV_CACHE_LIMIT`` is no size.
+    limit_bytes : int
+        Size of all files together.
     """
 
-    def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
-        self.folder = user_cache_path("restkv-local") / "readings" if folder is None else folder
-        self.limit_bytes = _limit() if limit_bytes is None else limit_bytes
+    def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+
+    @classmethod
+    def of_user(cls) -> ReadingCache | None:
+        """Return that of the user's cache folder; None where ``RESTKV_CACHE_LIMIT`` is 0.
+
+        Raises
+        ------
+        ConfigError
+            If ``RESTKV_CACHE_LIMIT`` is no size, as in 512MiB.
+        """
+        limit_bytes = _limit()
+        return (
+            cls(user_cache_path("restkv-local") / "readings", limit_bytes) if limit_bytes else None
+        )
 
     def load(self, key: str) -> Reading | None:
         """Return a reading, None if there is none that is whole."""

@@ -46,13 +46,9 @@ def unpack_snapshot(meta: Mapping[str, Any], arrays: Arrays) -> Snapshot:
         if name.startswith(_FIGURE)
     }
     repetition = meta["repetition"]
-    positions = arrays["positions"]
-    turned_to = arrays.get("turned-to")
-    if turned_to is None:  # in format 1 keys were turned to their slots
-        turned_to = np.broadcast_to(np.arange(positions.shape[-1], dtype=np.int32), positions.shape)
     return Snapshot(
         state=arrays["state"].tobytes(),
-        rows=RowSnapshot(positions, turned_to, figures),
+        rows=RowSnapshot(arrays["positions"], arrays["turned-to"], figures),
         counters=Counters(**meta["counters"]),
         moments=QueryMoments(
             meta["n_queries"], arrays.get("first-moment"), arrays.get("second-moment")

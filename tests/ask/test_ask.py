@@ -8,6 +8,7 @@ import pytest
 from restkv_local import ChatSession
 from restkv_local.chat.ask import DocumentReader, ask
 from restkv_local.documents import parse_document
+from restkv_local.engine import Engine
 from restkv_local.errors import ConfigError, InputError
 from restkv_local.storage.reading_cache import ReadingCache
 from tests.session.conversation import MODEL, SWA, prose
@@ -105,6 +106,24 @@ def test_a_document_that_was_read_before_is_not_read_again(open_llama, document,
     other = parse_document(document.text[:-9].encode(), "log.txt")
     answers(llama, other, [ONE, TWO], **options)
     assert max(chunk.total for chunk in chunks) > 1000
+
+
+def test_a_reading_is_copied_once(open_llama, document, tmp_path, monkeypatch):
+    saved = []
+    save = Engine.save
+    monkeypatch.setattr(Engine, "save", lambda engine: saved.append(1) or save(engine))
+    readings = ReadingCache(tmp_path)
+    for modes in (["shared"], ["per-question"]):
+        answers(
+            open_llama(MODEL, **SMALL),
+            document,
+            [ONE, TWO][: len(modes)],
+            mode=modes[0],
+            readings=readings,
+        )
+    assert len(saved) == 2
+    answers(open_llama(MODEL, **SMALL), document, [ONE], mode="per-question")
+    assert len(saved) == 2  # nothing keeps it
 
 
 def test_a_cache_that_cannot_be_copied_is_read_again_and_says_so(open_llama, document):

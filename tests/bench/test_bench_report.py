@@ -91,7 +91,7 @@ def test_json_has_everything(report):
         "test": "tg128", "cache": "restkv 256", "depth": 4000, "base": 1000, "median": 1, "mad": 0, "n": 3,
     }  # fmt: skip
     assert found["ceilings"][0]["cache"] == "restkv 256"
-    assert [cache["name"] for cache in found["caches"]] == ["full", "restkv 256"]
+    assert found["caches"] == [{"name": c.name, "options": dict(c.options)} for c in CACHES]
 
 
 def test_one_round_has_no_noise_to_show(samples):

@@ -51,7 +51,7 @@ def tiny(tmp_path):
         (["--no-cache", "--mode", "ingest"], 2, "nothing to do: with --no-cache and no question"),
         (["--mode", "per-question"], 2, "nothing to do: --mode per-question"),
         (["--mode", "per-question", "--json"], 2, "nothing to do: --mode per-question"),
-        (["-q", "Why?", "--budget", "0"], 1, "budget"),
+        (["-q", "Why?", "--budget", "0"], 2, "budget"),
         (["-q", "Why?", "--mode", "often"], 2, "--mode"),
     ],
 )

@@ -205,7 +205,6 @@ def test_the_demo_model_can_be_measured(run_cli):
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["none.gguf"], "no model at none.gguf"),
         (["--shape", "llama-9"], "shape must be one of llama-3.1-8b, "),
         (["none.gguf", "--policy", "nonsense"], "policy must be one of restkv, "),
         (["none.gguf", "--policy", "full"], "policy='full' evicts nothing"),
@@ -216,11 +215,22 @@ def test_the_demo_model_can_be_measured(run_cli):
         ),
         (["none.gguf", "--budget", "many"], "budget='many'"),
         (["none.gguf", "-ub", "0"], "n_ubatch must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(run_cli, tmp_path, monkeypatch, args, text):
+    monkeypatch.chdir(tmp_path)
+    assert text in only_error(run_cli("bench", *args, command=main), code=2)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["none.gguf"], "no model at none.gguf"),
         (["none.gguf", "--png", "."], "is a directory"),
         (["none.gguf", "--png", "none/b.png"], "there is no folder none"),
     ],
 )
-def test_what_cannot_be_is_one_line(run_cli, tmp_path, monkeypatch, args, text):
+def test_files_that_cannot_be_are_one_line(run_cli, tmp_path, monkeypatch, args, text):
     monkeypatch.chdir(tmp_path)
     assert text in only_error(run_cli("bench", *args, command=main))
 
@@ -241,10 +251,11 @@ def test_a_disk_without_room_for_a_shape_is_one_line(run_cli, monkeypatch):
         (["m.gguf", "--shape", "mistral-7b"], "name a MODEL, a --shape, or a log with --table"),
         (["m.gguf", "--table", "bench.jsonl"], "name a MODEL, a --shape, or a log with --table"),
         (["m.gguf", "--json", "--csv"], "leave one out"),
-        (["m.gguf", "-d", "512,many"], "whole numbers, as in 512,2048; got '512,many'"),
+        (["m.gguf", "-d", "512,many"], "whole numbers, as in 512,2048; got 'many'"),
         (["m.gguf", "-d", "-5"], "whole numbers"),
         (["m.gguf", "-d", ""], "whole numbers"),
         (["m.gguf", "-d", "512,99999999999999"], "at most 10,000,000 tokens; got 99999999999999"),
+        (["m.gguf", "-d", "9" * 5000], "at most 10,000,000 tokens; got 9999"),
         (["m.gguf", "-r", "0"], "--repetitions"),
         (["m.gguf", "-p", "0"], "--n-prompt"),
         (["m.gguf", "--weights", "q9"], "--weights"),

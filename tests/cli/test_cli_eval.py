@@ -6,6 +6,8 @@ import sys
 import pytest
 from restkv_local.cli.main import main
 
+from restkv_local.evaluation.runner import TEXT_TASKS
+from restkv_local.evaluation.tasks.registry import TASKS
 from restkv_local.native import NativeContext
 from tests import builders
 
@@ -128,7 +130,7 @@ def test_what_cannot_be_done_is_one_line_and_ends_with_1(evaluate):
     assert result.code == 1
     assert "| restkv | cake | 25% |" in result.out
     first, second = result.err.splitlines()
-    assert first.startswith("error: h2o cake bounded 25%: allocation='cake' needs a policy")
+    assert first.startswith("error: h2o cake bounded 25%: allocation='cake' splits by attention")
     assert second.startswith("error: lambada at 400 tokens: lambada reads local data")
 
 
@@ -213,10 +215,21 @@ def test_a_terminal_shows_a_bar_and_errors_above_it(model, tmp_path):
             "positions must be one of auto, original, compact",
         ),
         (["--task", "niah", "--n-recent", "0"], "n_recent must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(run_cli, tmp_path, monkeypatch, args, text):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert text in only_error(run_cli("eval", "none.gguf", *args, command=main), code=2)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
         (["--task", "niah", "--png", "none/p"], "name a folder for the pictures"),
     ],
 )
-def test_what_cannot_be_is_one_line(run_cli, tmp_path, monkeypatch, args, text):
+def test_files_that_cannot_be_are_one_line(run_cli, tmp_path, monkeypatch, args, text):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     assert text in only_error(run_cli("eval", "none.gguf", *args, command=main))
@@ -248,3 +261,13 @@ def test_help_names_the_options(run_cli):
     result = run_cli("eval", "--help", command=main)
     assert result.code == 0
     assert "--question" in result.out
+
+
+def test_the_tasks_are_listed_with_their_files(run_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    result = run_cli("eval", "--list", command=main)
+    assert (result.code, result.err) == (0, "")
+    rows = {line.split()[0]: line for line in result.out.splitlines() if line.strip()}
+    assert set(TASKS) | set(TEXT_TASKS) <= set(rows)
+    assert "longbench/trec.jsonl" in rows["longbench-trec"]
+    assert "validation.jsonl" in rows["ruler-vt"]

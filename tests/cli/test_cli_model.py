@@ -71,7 +71,7 @@ def test_the_answer_alone_is_on_stdout(tmp_path):
 
 def test_a_budget_below_its_minimum_names_all_numbers():
     done = run_chat("-p", "hello", "--budget", "40", stdin=subprocess.DEVNULL)
-    assert done.returncode == 1
+    assert done.returncode == 2
     line = done.stderr.decode()
     assert line.startswith("error: budget must be at least")
     assert line.count("\n") == 1

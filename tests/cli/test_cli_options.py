@@ -108,10 +108,12 @@ def test_what_cannot_be_parsed_is_wrong_usage(run_cli, args, text):
     assert result.out == ""
 
 
-@pytest.mark.parametrize("args", [["--budget", "3"], ["--kernel", "4"], ["--alpha", "2"]])
+@pytest.mark.parametrize(
+    "args", [["--budget", "0"], ["--budget", "3"], ["--kernel", "4"], ["--alpha", "2"]]
+)
 def test_a_value_out_of_bounds_is_one_line_before_anything_is_loaded(run_cli, args):
     result = run_cli("model.gguf", "-p", "hello", *args)
-    assert result.code == 1
+    assert result.code == 2
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
     assert "model" not in result.call

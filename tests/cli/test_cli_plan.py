@@ -8,7 +8,9 @@ import pytest
 from restkv_local.cli.main import main
 
 from restkv_local import ChatSession, Llama
-from restkv_local.plan_report import plan_policies, read_whole, tracked_by
+from restkv_local.catalogue import tracked_by
+from restkv_local.engine import Engine
+from restkv_local.plan_report import plan_policies, read_whole
 from restkv_local.policies.registry import POLICIES
 from tests import builders
 
@@ -116,6 +118,25 @@ def test_what_is_planned_is_what_a_chat_keeps(model, policy, allocation):
 
 
 @pytest.mark.native
+def test_several_files_are_planned_under_their_names_as_a_chat_reads_them(
+    plan, model, document, tmp_path, monkeypatch
+):
+    other = tmp_path / "other.txt"
+    other.write_text("the lamp goes out. " * 40)
+    read, original = [], Engine.read
+
+    def note(engine, tokens, **options):
+        read.append(list(tokens))
+        return original(engine, tokens, **options)
+
+    monkeypatch.setattr(Engine, "read", note)
+    assert plan("-f", other).code == 0
+    with Llama(model, n_threads=1) as llama:
+        expected, _ = ChatSession(llama).prepare("", documents=[document, other])
+    assert read == [expected]
+
+
+@pytest.mark.native
 def test_a_picture_is_written_beside_the_table(plan, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "map.png"
@@ -155,12 +176,12 @@ def test_a_text_beyond_the_trained_length_is_pointed_out(run_cli, tmp_path, docu
 @pytest.mark.native
 def test_no_memory_for_the_whole_text_is_one_line(plan, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
-    assert "GiB for K, V and scoring but 0.0 GiB are free" in only_error(plan())
+    assert "GiB for K, V and scoring but 0.0 GiB are free" in only_error(plan(), code=2)
 
 
 @pytest.mark.native
 def test_a_budget_that_does_not_hold_what_must_stay_is_one_line(plan):
-    assert "budget must be at least" in only_error(plan("--budget", "3%"))
+    assert "budget must be at least" in only_error(plan("--budget", "3%"), code=2)
 
 
 @pytest.mark.native
@@ -188,12 +209,23 @@ def test_ctrl_c_ends_with_130(plan, monkeypatch, stage):
             "attention that policy='h2o' does not observe",
         ),
         (["--n-recent", "0"], "n_recent must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(run_cli, document, tmp_path, monkeypatch, args, text):
+    monkeypatch.chdir(tmp_path)
+    result = run_cli("plan", "none.gguf", "-f", document, *args, command=main)
+    assert text in only_error(result, code=2)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
         (["--png", "."], "is a directory"),
         (["--png", "none/map.png"], "there is no folder none"),
         (["-f", "none.txt"], "none.txt: no such file"),
     ],
 )
-def test_what_cannot_be_is_one_line(run_cli, document, tmp_path, monkeypatch, args, text):
+def test_files_that_cannot_be_are_one_line(run_cli, document, tmp_path, monkeypatch, args, text):
     monkeypatch.chdir(tmp_path)
     result = run_cli("plan", "none.gguf", "-f", document, *args, command=main)
     assert text in only_error(result)
@@ -202,7 +234,7 @@ def test_what_cannot_be_is_one_line(run_cli, document, tmp_path, monkeypatch, ar
 def test_a_missing_matplotlib_is_one_line(run_cli, document, monkeypatch):
     monkeypatch.setattr("restkv_local.plots.find_spec", lambda name: None)
     result = run_cli("plan", "none.gguf", "-f", document, "--png", "map.png", command=main)
-    assert "pip install matplotlib" in only_error(result)
+    assert "pip install matplotlib" in only_error(result, code=2)
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,11 @@ def test_options_given_again_count_or_are_refused(ask):
     ask("what?", "--session", "sea", "--temp", "0")
     before = session_path("sea").read_bytes()
     refused = ask("why?", "--session", "sea", "-ctv", "q8_0")
-    assert refused.code == 1
+    assert refused.code == 2
     assert refused.err.startswith("error: type_v='q8_0' does not fit the session, whose cache")
     assert refused.err.count("\n") == 1
     prompted = ask("why?", "--session", "sea", "-sys", "be brief")
-    assert prompted.code == 1
+    assert prompted.code == 2
     assert "has a system prompt of its own" in prompted.err
     assert session_path("sea").read_bytes() == before
     report = json.loads(ask("why?", "--session", "sea", "--policy", "snapkv", "--json").out)
@@ -105,7 +105,7 @@ def test_another_model_and_a_broken_file_end_in_one_line_and_stay_as_they_are(as
 @pytest.mark.parametrize("name", ["../sea", ".", ""])
 def test_a_name_that_is_a_path_is_refused(ask, name):
     refused = ask("what?", "--session", name)
-    assert refused.code == 1
+    assert refused.code == 2
     assert "a session's name is up to 100" in refused.err
 
 

@@ -149,6 +149,7 @@ def test_content_parts_are_joined(llm):
     [
         ({"n_threads": None, "n_threads_batch": None}, {}),
         ({"n_threads": 3, "n_threads_batch": 3}, {"n_threads": 3}),
+        ({"seed": 0xFFFFFFFF}, {"seed": -1}),
         ({"n_batch": 2048}, {"n_ubatch": Config().n_ubatch}),
         ({"n_batch": 128}, {"n_ubatch": 128}),
         ({"n_batch": 256, "n_ubatch": 64}, {"n_ubatch": 64}),
@@ -236,10 +237,12 @@ def test_a_closed_model_says_so(llm):
 
 
 @pytest.mark.model
-def test_what_scripts_import_from_llama_cpp_finds_our_library():
+@pytest.mark.parametrize("first", ["from restkv_local import Llama", "import restkv_local"])
+def test_what_scripts_import_from_llama_cpp_finds_our_library(first):
     script = (
-        "from restkv_local import Llama\n"
+        f"{first}\n"
         "from llama_cpp import LlamaGrammar\n"
+        "from restkv_local import Llama\n"
         "grammar = LlamaGrammar.from_string('root ::= \" yes\"', verbose=False)\n"
         "print(Llama('demo', n_threads=1)('Well,', grammar=grammar)['choices'][0]['text'])\n"
     )

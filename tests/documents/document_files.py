@@ -190,13 +190,15 @@ SAMPLES = {
 }
 
 
-def make_form(value):
+def make_form(value, *, is_xfa=False):
     """A page with one text field, written by hand: no library that the tests have makes forms."""
+    xfa = "/XFA 8 0 R" if is_xfa else ""
+    template = "<template xmlns='http://www.xfa.org/schema/xfa-template/3.0/'/>"
     shown, label = (
         f"BT /F 12 Tf {x} Td ({text}) Tj ET" for x, text in (("2 5", value), ("20 95", "Name:"))
     )
     objects = [
-        "<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[4 0 R]/DR<</Font<</F 5 0 R>>>>>>>>",
+        f"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[4 0 R]{xfa}/DR<</Font<</F 5 0 R>>>>>>>>",
         "<</Type/Pages/Kids[3 0 R]/Count 1>>",
         "<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]/Resources<</Font<</F 5 0 R>>>>"
         "/Annots[4 0 R]/Contents 7 0 R>>",
@@ -206,6 +208,7 @@ def make_form(value):
         "<</Type/XObject/Subtype/Form/BBox[0 0 180 20]/Resources<</Font<</F 5 0 R>>>>"
         f"/Length {len(shown)}>>stream\n{shown}\nendstream",
         f"<</Length {len(label)}>>stream\n{label}\nendstream",
+        f"<</Length {len(template)}>>stream\n{template}\nendstream",
     ]
     out, table = "%PDF-1.7\n", "0000000000 65535 f \n"
     for i, body in enumerate(objects, start=1):

@@ -1,5 +1,6 @@
 """PDF: pages in order, words whole, and what is missing said."""
 
+import pypdfium2 as pdfium
 import pytest
 from document_files import make_form, make_pdf, refusal
 from fpdf import FPDF
@@ -88,3 +89,18 @@ def test_pages_that_nobody_can_read_are_named():
     )
     with pytest.raises(InputError, match="without a readable page"):
         _join_pages([None], "a.pdf", is_whole=True)
+
+
+def test_an_xfa_form_is_read_as_far_as_it_goes_and_says_so(caplog):
+    document = parse_document(make_form("Ada Lovelace", is_xfa=True), "a.pdf")
+    assert document.text == "Name:\nname: Ada Lovelace"
+    assert [note for note in document.notes if "XFA form" in note]
+    assert not caplog.records
+
+
+def test_a_form_that_cannot_be_opened_costs_its_fields_alone(monkeypatch):
+    def fail(_self):
+        raise pdfium.PdfiumError("no form environment")
+
+    monkeypatch.setattr(pdfium.PdfDocument, "init_forms", fail)
+    assert parse_document(make_form("Ada Lovelace"), "a.pdf").text == "Name:"

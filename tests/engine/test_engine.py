@@ -1,8 +1,11 @@
 """Reading and generating under a budget, on tiny random models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from restkv_local import Llama
 from restkv_local.errors import (
     CacheFullError,
     ConfigError,
@@ -10,8 +13,10 @@ from restkv_local.errors import (
     UnsupportedModelError,
 )
 from restkv_local.model.model_file import scoring_bytes
+from restkv_local.native import FAILED
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES
+from restkv_local.row_table import RowSnapshot
 from tests import builders
 from tests.numpy_llama import NumpyLlama
 
@@ -280,8 +285,8 @@ def test_window_layers_keep_their_own_size_whatever_the_budget(open_llama, token
     small = read(open_llama(MODELS["gemma3"], budget=64), tokens(300))
     large = read(open_llama(MODELS["gemma3"], budget=512), tokens(300))
     assert small.positions == "original"
-    assert small.native.allocated()["other"] == large.native.allocated()["other"] > 0
-    assert small.native.allocated()["k"] < large.native.allocated()["k"]
+    assert small.native.held["other"] == large.native.held["other"] > 0
+    assert small.native.held["k"] < large.native.held["k"]
 
 
 def test_whole_prefill_is_refused_when_the_next_turn_does_not_fit(open_llama, tokens):
@@ -303,6 +308,32 @@ def test_a_budget_below_what_must_stay_is_refused_with_all_numbers(
 ):
     with pytest.raises(ConfigError, match=numbers):
         open_llama(MODELS["llama-gqa-2"], **options).engine.open(100, 16, n_pinned)
+
+
+@pytest.mark.parametrize("budget", [4 * 10**8, 2**32, 10**18 - 1])
+def test_layers_for_a_gpu_that_is_not_there_need_memory_too(tmp_path, budget):
+    path = MODELS["llama-gqa-2"].write(tmp_path / "m.gguf")
+    with Llama(path, budget=budget, n_gpu_layers=1) as llama:
+        if llama.engine.native.offloads:
+            pytest.skip("a device takes the rows")
+        with pytest.raises(ConfigError, match="GiB for K, V and scoring"):
+            llama.engine.open(100, 16, 0)
+
+
+def test_a_state_that_is_not_of_its_table_is_refused_and_changes_nothing(open_llama, tokens):
+    """A session file whose parts were changed by hand: scoring would read beyond the table's end."""
+    engine = read(open_llama(MODELS["llama-gqa-2"], allocation="global"), tokens(300))
+    snapshot = engine.save()
+    rows = snapshot.rows
+    cut = RowSnapshot(rows.positions[:, :, :20], rows.turned_to[:, :, :20], rows.figures)
+    bare = rows.positions.copy()
+    bare[0, 0] = -1
+    for wrong in (cut, RowSnapshot(bare, rows.turned_to, rows.figures)):
+        with pytest.raises(NativeError, match="contradicts the table of its rows"):
+            engine.restore(replace(snapshot, rows=wrong))
+    check_invariants(engine)
+    engine.restore(snapshot)
+    check_invariants(engine)
 
 
 def test_a_budget_larger_than_memory_is_refused_before_anything_is_allocated(open_llama):
@@ -366,6 +397,27 @@ def test_an_eviction_that_fails_changes_nothing(open_llama, tokens, monkeypatch,
     assert engine.counters.events == 1
 
 
+def test_a_compaction_that_breaks_off_forgets_the_sequence(open_llama, tokens, monkeypatch):
+    """Some rows have moved, and nobody knows which."""
+    llama = open_llama(MODELS["llama-gqa-2"])
+    engine = read(llama, tokens(200), guide=tokens(12, seed=4))
+    before = engine.counters
+
+    def fail(*_args):
+        raise NativeError("the backend could not compute", FAILED)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.native, "compact", fail)
+        with pytest.raises(NativeError, match="could not compute"):
+            engine.read(tokens(64, seed=2), guide=tokens(12, seed=4))
+    assert engine.native.used == engine.rows.used == 0
+    assert engine.counters is not before  # by which a conversation sees that its text is gone
+    fresh = read(open_llama(MODELS["llama-gqa-2"]), tokens(300), guide=tokens(12, seed=4))
+    read(llama, tokens(300), guide=tokens(12, seed=4))
+    check_invariants(engine)
+    np.testing.assert_array_equal(engine.rows.positions, fresh.rows.positions)
+
+
 def test_evictions_are_reported_one_by_one(open_llama, tokens):
     events = []
     llama = open_llama(MODELS["llama-gqa-2"], on_evict=events.append)
@@ -396,7 +448,7 @@ def test_the_cache_that_is_replaced_counts_as_free(open_llama, tokens, monkeypat
     llama = open_llama(MODELS["llama-gqa-2"], policy="full")
     engine = llama.engine
     engine.open(700, 16, 0)
-    allocated = sum(llama.native.allocated().values())
+    allocated = sum(llama.native.held.values())
     rest = allocated // 2
     monkeypatch.setattr(
         "restkv_local.engine.psutil.virtual_memory", lambda: type("M", (), {"available": rest})
@@ -420,7 +472,7 @@ def test_a_renewed_engine_makes_a_cache_of_its_own(open_llama, tokens):
 def test_the_memory_check_knows_what_scoring_takes(open_llama):
     llama = open_llama(MODELS["llama-gqa-2"], n_obs=2000)
     llama.engine.open(100, 16, 0)
-    found = llama.native.allocated()["scoring"]
+    found = llama.native.held["scoring"]
     assert scoring_bytes(llama.shape, 2016, llama.engine.capacity) == pytest.approx(
         found, rel=0.001
     )

@@ -30,7 +30,7 @@ def test_the_total_is_kept_to_the_row_and_what_is_protected_stays(
     """Budget, sinks, newest rows and capacity hold at every moment, in prefill and in decode."""
     options = {"policy": policy, "allocation": allocation, "type_k": type_kv, "type_v": type_kv}
     if allocation == "cake" and policy not in OBSERVING:
-        with pytest.raises(ConfigError, match="needs a policy that observes attention"):
+        with pytest.raises(ConfigError, match="does not observe"):
             open_llama(MODELS[model], **options)
         return
     llama = open_llama(MODELS[model], **options)

@@ -26,7 +26,7 @@ def make(llama, **options):
 
 
 def draw(llama, sampler, n):
-    return [llama.native.sample(sampler) for _ in range(n)]
+    return [sampler.draw(llama.native.logits()) for _ in range(n)]
 
 
 def test_seed_and_count_are_the_whole_state(llama):
@@ -134,9 +134,15 @@ def test_a_token_the_grammar_does_not_allow_is_refused_not_fatal(llama):
     with pytest.raises(ConfigError, match=f"does not allow token {a} here"):
         sampler.accept([a, a])
     assert sampler.n_drawn == 1
-    assert llama.native.piece(llama.native.sample(sampler)) == b"b"
+    assert llama.native.piece(sampler.draw(llama.native.logits())) == b"b"
     with pytest.raises(ConfigError, match="does not allow token 2"):
         make(llama, grammar='root ::= "ab"').accept([2])
+
+
+@pytest.mark.parametrize("text", ["\udc80", "\0"])
+def test_a_grammar_that_is_no_text_is_refused_in_one_line(llama, text):
+    with pytest.raises(ConfigError, match=r"must be text in UTF-8; it holds .* at place 12"):
+        make(llama, grammar=f'root ::= "a{text}b"')
 
 
 def test_closing_twice_is_closing_once(llama):

@@ -3,7 +3,10 @@
 import json
 import re
 
-from restkv_local.evaluation import METRICS, TASKS, Request, Sample
+from restkv_local.evaluation.metrics.registry import METRICS
+from restkv_local.evaluation.sample import Sample
+from restkv_local.evaluation.tasks.base import Request
+from restkv_local.evaluation.tasks.registry import TASKS
 
 _TOKEN = re.compile(r"\s?\w{1,4}|\s?[^\w\s]|\s")
 

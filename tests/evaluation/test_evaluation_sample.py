@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restkv_local.errors import ConfigError, InputError
-from restkv_local.evaluation import METRICS, TASKS, Request, find_tasks, score_sample
 from restkv_local.evaluation.answering import hash_asked
 from restkv_local.evaluation.fitting import fit_sample
 from restkv_local.evaluation.framing import Prompt
@@ -22,6 +21,9 @@ from restkv_local.evaluation.haystack import (
     split_sentences,
 )
 from restkv_local.evaluation.jsonl import read_jsonl
+from restkv_local.evaluation.metrics.registry import METRICS, score_sample
+from restkv_local.evaluation.tasks.base import Request
+from restkv_local.evaluation.tasks.registry import TASKS, find_tasks
 from restkv_local.evaluation.truncation import cut_middle
 
 WORDS = st.lists(st.sampled_from(["a", "harbour", "bell.", "Why?", "twelve", "ships"]), max_size=60)
@@ -46,10 +48,12 @@ def test_whatever_decides_an_answer_or_its_score_tells_samples_apart():
         asked(more_metrics=("rouge_1",)),
         asked(max_new_tokens=9),
         asked(stop=("\n",)),
+        asked(stop_tokens=("\n",)),
+        asked(stop_tokens=("\n",), must_begin=True),
         asked(extra={"all_classes": ["a", "b"]}),
         asked(extra={"all_classes": ["a"]}),
     }
-    assert len(hashes) == 12
+    assert len(hashes) == 14
     assert {len(each) for each in hashes} == {64}
 
 
@@ -79,23 +83,38 @@ def test_the_largest_sample_that_fits_is_found(length, per_unit, fixed):
 
 
 @given(context=WORDS, rest=WORDS, n_tokens=st.integers(1, 80))
-def test_cutting_the_middle_keeps_both_ends_and_what_follows(context, rest, n_tokens):
+def test_cutting_the_middle_keeps_both_halves_of_the_whole(context, rest, n_tokens):
     context, rest = " ".join(context), " ".join(rest)
     if count(context + rest) <= n_tokens:
-        assert cut_middle(context, rest, n_tokens, encode, decode) == context
-    elif n_tokens <= count(rest):
-        with pytest.raises(InputError, match="holds no context"):
+        assert cut_middle(context, rest, n_tokens, encode, decode) == (context, rest)
+    elif n_tokens < 2:
+        with pytest.raises(InputError, match="holds nothing"):
             cut_middle(context, rest, n_tokens, encode, decode)
     else:
-        cut = cut_middle(context, rest, n_tokens, encode, decode)
-        assert count(cut + rest) <= n_tokens
-        halves = next(i for i in range(len(cut), -1, -1) if context.startswith(cut[:i]))
-        assert context.endswith(cut[halves:])
+        cut, left = cut_middle(context, rest, n_tokens, encode, decode)
+        whole, kept = context + rest, cut + left
+        assert count(kept) <= n_tokens
+        halves = next(i for i in range(len(kept), -1, -1) if whole.startswith(kept[:i]))
+        assert whole.endswith(kept[halves:])
+        if count(rest) < n_tokens // 2:
+            assert left == rest
 
 
-def test_half_is_head_and_half_is_tail():
-    context, rest = "aaaa bbbb cccc dddd eeee ffff gggg hhhh", " what"
-    assert cut_middle(context, rest, 6, encode, decode) == "aaaa bbbb cccc gggg hhhh"
+@pytest.mark.parametrize(
+    ("rest", "cut", "left"),
+    [
+        (" what", "aaaa bbbb cccc gggg hhhh", " what"),
+        (
+            " 1 2 3 4 5",
+            "aaaa bbbb cccc",
+            " 3 4 5",
+        ),  # LongBench's repobench-p asks with a whole file
+    ],
+)
+def test_half_is_head_and_half_is_tail(rest, cut, left):
+    context = "aaaa bbbb cccc dddd eeee ffff gggg hhhh"
+    assert cut_middle(context, rest, 6, encode, decode) == (cut, left)
+    assert cut_middle("aaaa", " 1 2 3 4 5 6 7", 6, encode, decode) == ("aaaa", " 1 2 5 6 7")
 
 
 def test_jsonl_skips_blank_lines_and_a_byte_order_mark(tmp_path):
@@ -113,6 +132,8 @@ def test_jsonl_skips_blank_lines_and_a_byte_order_mark(tmp_path):
         (b"{}", "lacks the field 'a'; its fields are none"),
         (b'{"a": "text"}', "has a='text', which must be number or list"),
         (b'{"a": \xff}', "is not UTF-8 text: offset 6 of the line"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read as JSON: "),
+        (b"[" * 100_000, "cannot be read as JSON: "),
     ],
 )
 def test_a_broken_line_is_one_line_with_file_and_number(tmp_path, line, message):

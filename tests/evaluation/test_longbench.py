@@ -4,7 +4,8 @@ import pytest
 from evaluation_helpers import count, run, write_jsonl
 
 from restkv_local.errors import InputError
-from restkv_local.evaluation import METRICS, TASKS
+from restkv_local.evaluation.metrics.registry import METRICS
+from restkv_local.evaluation.tasks.registry import TASKS
 
 LONGBENCH = [name for name in TASKS if name.startswith("longbench-")]
 INFINITEBENCH = [name for name in TASKS if name.startswith("infinitebench-")]
@@ -68,7 +69,9 @@ def test_every_dataset_is_read_with_its_own_rules(tmp_path, name):
     assert (first.id, second.id) == ("id0", "id1")
     assert first.references == ("Paragraph 0",)
     assert 0 <= METRICS[first.metric].rule("Paragraph 0", first) <= 1
-    assert first.stop == (("\n",) if short == "samsum" else ())
+    assert first.stop_tokens == (("\n",) if short == "samsum" else ())
+    assert first.must_begin == (short == "samsum")
+    assert first.stop == ()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,18 @@ def test_prompts_are_the_official_ones(tmp_path, name, text):
     assert run(f"longbench-{name}", data=tmp_path, length=None)[0].text == text
 
 
+def test_a_question_longer_than_half_loses_its_beginning(tmp_path):
+    """repobench-p asks with a whole file: LongBench cuts the middle of all of it."""
+    words = " ".join(f"w{i}" for i in range(2000))
+    record = longbench_record(context=f"C{words}", input=f"Q{words}")
+    write_jsonl(tmp_path / "longbench/repobench-p.jsonl", record)
+    (sample,) = run("longbench-repobench-p", data=tmp_path, length=1000)
+    assert sample.context.startswith("Please complete the code given below. \nCw0 w1 ")
+    assert sample.question.endswith("w1999Next line of code:\n")
+    assert abs(count(sample.context) - count(sample.question)) <= 2
+    assert 990 <= sample.count_tokens(count) <= 1000
+
+
 def test_long_prompts_lose_their_middle(tmp_path):
     words = " ".join(f"w{i}" for i in range(2000))
     write_jsonl(tmp_path / "longbench/qasper.jsonl", longbench_record(context=words))
@@ -114,10 +129,10 @@ def test_long_prompts_lose_their_middle(tmp_path):
     assert words in whole.context
 
 
-def test_a_length_that_the_question_fills_is_refused(tmp_path):
+def test_a_length_that_the_answer_fills_is_refused(tmp_path):
     write_jsonl(tmp_path / "longbench/qasper.jsonl", longbench_record(input="word " * 300))
-    with pytest.raises(InputError, match="holds no context: the question alone takes"):
-        run("longbench-qasper", data=tmp_path, length=300)
+    with pytest.raises(InputError, match="holds nothing; give a longer length"):
+        run("longbench-qasper", data=tmp_path, length=128)
 
 
 def test_n_draws_samples_by_the_seed(tmp_path):
@@ -178,7 +193,10 @@ def test_infinite_prompts_are_the_official_ones(tmp_path):
         return run(f"infinitebench-{name}", data=tmp_path, length=None)[0].text
 
     assert text("longbook_qa_eng", context="BOOK", input="ASK") == (
-        "Read the book and answer the question. Be very concise in your answer.\n\nBOOK\n\nQuestion: ASK\n\nAnswer:"
+        "Read the book and answer the question. Be very concise in your answer.\n\nBOOK\n\nQuestion: ASK\nAnswer:"
+    )
+    assert text("longbook_qa_chn", context="书", input="谁") == (
+        "阅读以下书籍然后回答问题。\n\n书\n\n问题：谁\n答案："
     )
     assert text("longbook_choice_eng", context="BOOK", input="ASK") == (
         "Read the book and answer the question.\n\nBOOK\n\nQuestion: ASK\nA. 6\nB. 7\nC. 8\nD. 9\n\nThe letter of the"

@@ -82,7 +82,11 @@ def test_the_papers_prompt_is_kept():
     )
     assert "\nThe best thing to do in San Francisco is eat a sandwich and sit" in sample.context
     assert not sample.uses_template
-    assert (sample.metric, sample.more_metrics, sample.stop) == ("rouge_1", ("substring",), ("\n",))
+    assert (sample.metric, sample.more_metrics, sample.stop_tokens) == (
+        "rouge_1",
+        ("substring",),
+        ("\n",),
+    )
 
 
 def test_four_numbers_are_asked_for_at_once():

@@ -193,13 +193,27 @@ def test_a_stop_ends_an_answer_and_does_not_belong_to_it(tiny, monkeypatch):
     llama = tiny()
     engine = Reader(llama, SMALL).read([FULL], Passage(tokens=[20, 21, 22], n_more=20))
     logits = llama.native.logits().copy()
-    text, n = write_answer(engine, logits, [], 12, [])
+    text, n = write_answer(engine, logits, [], 12)
     assert (n, engine.counters.seen) == (12, 3 + 11)
     engine.clear()
     engine.read([20, 21, 22])
-    stopped, n_stopped = write_answer(engine, logits, [], 12, [text[4:6]])
+    stopped, n_stopped = write_answer(engine, logits, [], 12, stop=[text[4:6]])
     assert stopped == text[: text.index(text[4:6])]
     assert n_stopped < n
+
+
+def test_a_token_that_ends_an_answer_does_so_only_as_a_whole_and_not_at_first(tiny):
+    llama = tiny()
+    engine = Reader(llama, SMALL).read([FULL], Passage(tokens=[20, 21, 22], n_more=20))
+    native = llama.native
+    logits = native.logits().copy()
+    first = int(np.argmax(logits))
+    second = int(np.argsort(-logits)[1])
+    piece = native.piece(first).decode()
+    assert write_answer(engine, logits, [], 4, stop_tokens=[piece]) == ("", 0)
+    assert write_answer(engine, logits, [], 1, stop_tokens=[piece + "?"]) == (piece, 1)
+    text, n = write_answer(engine, logits, [], 1, stop_tokens=[piece], must_begin=True)
+    assert (text, n) == (native.piece(second).decode(), 1)
 
 
 # Going on
@@ -315,7 +329,8 @@ def test_a_cell_that_cannot_be_is_one_line_and_the_others_go_on(tiny, evaluate):
     }  # fmt: skip
     assert len(result.lines) == len(cells) - len(result.records)
     assert any(
-        line.startswith("h2o cake full 25%: allocation='cake' needs") for line in result.lines
+        line.startswith("h2o cake full 25%: allocation='cake' splits by attention")
+        for line in result.lines
     )
     assert all("\n" not in line for line in result.lines)
 

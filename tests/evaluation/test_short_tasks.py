@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restkv_local.errors import ConfigError, InputError
-from restkv_local.evaluation import METRICS
+from restkv_local.evaluation.metrics.registry import METRICS
 from restkv_local.evaluation.tasks.text import cut_strides
 
 
@@ -29,7 +29,7 @@ def test_problems_come_after_five_worked_ones(gsm8k):
     assert first.context.count("####") == 5
     assert first.context.startswith("Question: What is ")
     assert first.context.endswith(",000\n\n")
-    assert (first.stop, first.uses_template) == (("\n\n", "Question:"), False)
+    assert (first.stop, first.uses_template) == (("Question:", "</s>", "<|im_end|>"), False)
     assert METRICS[first.metric].rule(" 100+100=200\n#### 200000", first) == 1.0
     assert len({sample.context for sample in samples}) == 4
 
@@ -140,6 +140,13 @@ def test_a_stride_of_the_scored_length_scores_each_token_once():
     text = [*pieces[0].read, *scored]
     assert len(text) == 400
     assert tuple(text[50:150]) == pieces[1].read
+
+
+def test_every_stride_begins_as_the_model_was_trained_to_read():
+    plain = list(cut_strides(encode, n_read=10, n_scored=5, n=3))
+    pieces = list(cut_strides(encode, n_read=10, n_scored=5, n=3, bos=1))
+    assert [piece.read for piece in pieces] == [(1, *piece.read[1:]) for piece in plain]
+    assert [piece.scored for piece in pieces] == [piece.scored for piece in plain]
 
 
 def test_strides_refuse_numbers_below_one():

@@ -57,7 +57,7 @@ def test_the_demo_models_shape():
     check_supported(shape)
     assert (shape.n_layer, shape.n_head, shape.n_head_kv) == (30, 9, 3)
     assert (shape.head_dim_k, shape.head_dim_v, shape.n_embd) == (64, 64, 576)
-    assert (shape.arch, shape.rope_type, shape.n_rot, shape.n_gqa) == ("llama", "norm", 64, 3)
+    assert (shape.arch, shape.rope_type, shape.n_rot) == ("llama", "norm", 64)
     assert (shape.n_ctx_train, shape.n_vocab, shape.quantisation) == (8192, 49152, "Q4_1")
     assert kv_row_bytes(shape) == 256
     assert kv_bytes_per_token(shape) == 22.5 * 1024

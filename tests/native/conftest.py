@@ -10,8 +10,9 @@ def open_native(tmp_path, n_gpu_layers):
     opened = []
 
     def open_(
-        model, *, n_rows=256, n_slots=None, n_ring=32, n_ubatch=64, type_k="f16", type_v="f16"
-    ):
+        model, *, n_rows=256, n_slots=None, n_ring=32, n_ubatch=64, type_k="f16", type_v="f16",
+        unturned=(),
+    ):  # fmt: skip
         path = model if hasattr(model, "exists") else model.write(tmp_path / f"m{len(opened)}.gguf")
         native = NativeContext(path, n_gpu_layers=n_gpu_layers)
         opened.append(native)
@@ -23,6 +24,7 @@ def open_native(tmp_path, n_gpu_layers):
             n_threads=1,
             type_k=type_k,
             type_v=type_v,
+            unturned=unturned,
         )
         return native
 

@@ -22,7 +22,7 @@ MODELS = {
 }
 REQUESTS = {
     "ema-aggregate": ObservationRequest(reductions=("ema",), distance="aggregate"),
-    "mean-max-sum": ObservationRequest(reductions=("mean", "max", "sum", "last")),
+    "mean-max-last": ObservationRequest(reductions=("mean", "max", "last")),
     "no-projection": ObservationRequest(reductions=("mean",), distance="aggregate", project=False),
     "past-only": ObservationRequest(reductions=("ema",), distance="aggregate", past_only=True),
     "two-and-aggregate": ObservationRequest(reductions=("ema", "max"), distance="aggregate"),

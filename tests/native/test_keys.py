@@ -80,6 +80,20 @@ def test_moments_are_those_of_queries_before_rope(open_native, tokens):
     np.testing.assert_allclose(second, expected, atol=1e-2)
 
 
+def test_a_layer_whose_graph_leaves_rope_out_is_not_turned_back(open_native, tokens):
+    """llama.cpp's hyperparameters say that all layers of smollm3 have RoPE; every fourth has none."""
+    native = open_native(builders.smollm3(head_dim=64), n_ring=64, unturned=[3])
+    native.decode(tokens(50))
+    moments = QueryMoments()
+    moments.add(native, 50)
+    (i,) = (i for i, layer in enumerate(native.layers) if layer.il == 3)
+    np.testing.assert_array_equal(native.mean_rotation(i, 100, 70), np.eye(64))
+    plain = native.read(i, "q", 50).astype(np.float64)
+    np.testing.assert_allclose(moments.mean(i)[0], plain.mean(axis=1), atol=1e-3)
+    turned = moments.mean(0)[0] - native.read(0, "q", 50).astype(np.float64).mean(axis=1)
+    assert np.abs(turned).max() > 0.1
+
+
 @pytest.mark.parametrize("track", ["sum", "last_use"])
 @pytest.mark.parametrize("name", ["mha", "gqa-3-norm", "gqa-8-neox"])
 def test_tracked_figures_equal_numpy_over_all_queries(open_native, tokens, name, track):

@@ -21,7 +21,7 @@ def test_a_missing_library_names_the_place_and_how_to_build(tmp_path, monkeypatc
 
 def test_another_abi_is_refused_with_both_numbers(tmp_path):
     library = types.SimpleNamespace(llama_restkv_abi_version=lambda: 999)
-    with pytest.raises(AbiMismatchError, match=r"has restkv ABI 999; this package needs ABI 3"):
+    with pytest.raises(AbiMismatchError, match=r"has restkv ABI 999; this package needs ABI 4"):
         _library.check_abi(library, tmp_path)
 
 
@@ -81,3 +81,9 @@ def test_a_log_that_quotes_a_model_does_not_command_the_terminal(tmp_path, capfd
     log = capfd.readouterr().err
     assert "tiny[2J2Jmodel" in log
     assert not {"\x1b", "\x9b"} & set(log)
+
+
+@pytest.mark.native
+def test_a_folder_that_lacks_a_library_is_one_line(tmp_path):
+    with pytest.raises(LibraryNotFoundError, match="lacks the library ggml-base: build it with"):
+        _library._find(tmp_path, "ggml-base")

@@ -75,19 +75,35 @@ def test_damaged_and_foreign_states_are_refused_and_change_nothing(open_native, 
     small = builders.llama(n_layer=3, n_head=4, n_head_kv=2, head_dim=128, n_embd=64)
     twisted = bytearray(state)
     twisted[24] ^= 0x40  # slots in use
+    far = bytearray(state)
+    far[28:32] = (2**31 - 1).to_bytes(4, "little")  # position of the newest row
+    bare = bytearray(state)
+    bare[36:40] = bytes(4)  # rows of the first head
     refused = {
         state[:10]: "its head alone",
         state[:-1]: "describes",
         state + b"0": "describes",
         b"\xff" + state[1:]: "has format",
         bytes(twisted): "contradicts itself",
+        bytes(far): "contradicts itself",
+        bytes(bare): "contradicts itself",
         filled(open_native, tokens, type_k="q8_0").state(): "another model or KV type",
         open_native(small, n_slots=1024).state(): "another model or KV type",
     }
     for data, message in refused.items():
         with pytest.raises(NativeError, match=message):
             native.set_state(data)
+        with pytest.raises(NativeError, match=message):
+            native.state_rows(data)
     assert native.state() == state
+
+
+def test_a_state_says_how_many_rows_each_head_has(open_native, tokens):
+    native = filled(open_native, tokens)
+    n_rows = native.state_rows(native.state())
+    assert n_rows.shape == (len(native.layers), native.layers[0].n_head_kv)
+    assert n_rows.max() == native.used
+    assert len(set(n_rows.ravel().tolist())) > 1
 
 
 def test_unequal_segments_do_not_fit_a_pool_of_equal_ones(open_native, tokens):

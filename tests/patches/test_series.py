@@ -1,6 +1,8 @@
 """The patch series as text: no compiler needed."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,35 @@ def test_abi_number_is_the_same_on_both_sides():
 
     header = (PATCHES / "src" / "llama-restkv.h").read_text()
     assert re.search(rf"#define LLAMA_RESTKV_ABI {ABI}\b", header)
+
+
+def test_an_export_that_fails_leaves_the_series(tmp_path):
+    """A tree without the tag `pin`."""
+    copy = tmp_path / "patches"
+    shutil.copytree(PATCHES, copy)
+    tree = tmp_path / "tree"
+    subprocess.run(["git", "init", "-q", str(tree)], check=True)
+    check = [
+        sys.executable,
+        str(copy / "check.py"),
+        "--downloads",
+        str(tmp_path),
+        "--export",
+        str(tree),
+    ]
+    result = subprocess.run(check, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "git format-patch failed" in result.stderr
+    assert sorted(path.name for path in copy.glob("*.patch")) == FILES
+
+
+def test_an_sdist_that_is_not_there_is_one_line(tmp_path):
+    prepare = [sys.executable, PATCHES / "prepare.py", "--downloads", tmp_path, tmp_path / "out"]
+    environment = os.environ | {"RESTKV_SDIST": str(tmp_path / "none.tar.gz")}
+    result = subprocess.run(prepare, capture_output=True, text=True, env=environment)
+    assert result.returncode == 1
+    assert result.stderr.endswith("none.tar.gz is no file; name the sdist or leave it unset\n")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.native

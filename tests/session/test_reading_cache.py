@@ -14,7 +14,6 @@ from restkv_local.policies.restkv import RestKV
 from restkv_local.repetition import Repetition
 from restkv_local.row_table import RowSnapshot
 from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
-from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
 from tests.session.conversation import MODEL, assert_same_cache, cache, prose, say, talk
 
 OPTIONS = {"budget": 96, "n_predict": 16, "seed": 3, "temp": 0.8, "n_ubatch": 256}
@@ -63,13 +62,6 @@ def test_what_older_rules_read_is_read_again(monkeypatch):
     assert key() != now
 
 
-def test_in_format_1_keys_were_turned_to_their_slots():
-    meta, arrays = pack_snapshot(reading(n_rows=5).snapshot)
-    del arrays["turned-to"]
-    rows = unpack_snapshot(meta, arrays).rows
-    np.testing.assert_array_equal(rows.turned_to, np.broadcast_to(np.arange(5), (2, 3, 5)))
-
-
 def test_the_least_recently_used_go_first(tmp_path):
     readings = ReadingCache(tmp_path, limit_bytes=70_000)
     for age, key in enumerate("abc"):
@@ -87,17 +79,16 @@ def test_the_least_recently_used_go_first(tmp_path):
 
 
 def test_the_limit_comes_from_the_environment(monkeypatch):
-    assert ReadingCache().limit_bytes == 4 << 30
+    assert ReadingCache.of_user().limit_bytes == 4 << 30
     monkeypatch.setenv("RESTKV_CACHE_LIMIT", "1.5MiB")
-    assert ReadingCache().limit_bytes == 3 << 19
+    assert ReadingCache.of_user().limit_bytes == 3 << 19
     monkeypatch.setenv("RESTKV_CACHE_LIMIT", "")
-    assert ReadingCache().limit_bytes == 4 << 30
+    assert ReadingCache.of_user().limit_bytes == 4 << 30
 
 
-def test_a_limit_of_nothing_keeps_nothing(tmp_path, monkeypatch):
+def test_a_limit_of_nothing_is_no_cache(monkeypatch):
     monkeypatch.setenv("RESTKV_CACHE_LIMIT", "0")
-    ReadingCache(tmp_path).store("k", reading())
-    assert not list(tmp_path.iterdir())
+    assert ReadingCache.of_user() is None
 
 
 @pytest.mark.parametrize("wrong", ["many", "4GB", "12", "5%", "0%"])
@@ -105,7 +96,7 @@ def test_a_limit_that_is_no_size_is_refused_by_its_name(monkeypatch, wrong):
     """It was refused as a budget, in rows or percent, which nobody had given."""
     monkeypatch.setenv("RESTKV_CACHE_LIMIT", wrong)
     with pytest.raises(ConfigError) as refusal:
-        ReadingCache()
+        ReadingCache.of_user()
     assert str(refusal.value) == (
         f"RESTKV_CACHE_LIMIT must be a size in KiB, MiB or GiB, as in 512MiB or 4GiB; got {wrong!r}"
     )

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from restkv_local.config import Config
+from restkv_local.errors import ConfigError
 from restkv_local.planning import plan_eviction, protect_rows
 from restkv_local.policies.caote import Caote
 from restkv_local.policies.fifo import Fifo
@@ -92,6 +94,13 @@ def test_tova_follows_the_token_where_heads_hold_different_rows():
 def test_full_does_not_evict():
     assert not Full.evicts
     assert all(make_policy(name).evicts for name in ("restkv", "snapkv", "fifo", "random"))
+
+
+def test_random_needs_no_seed_and_refuses_what_is_none():
+    assert make_policy("random", Config(seed=-1)) == make_policy("random", Config(seed=-1))
+    assert SeededRandom().score(make_observation(None)).shape
+    with pytest.raises(ConfigError, match="seed must be at least 0; got seed=-1"):
+        SeededRandom(seed=-1)
 
 
 def test_random_repeats_itself_and_differs_by_seed_layer_and_event():

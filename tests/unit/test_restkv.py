@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from restkv_local.config import Config
-from restkv_local.errors import ConfigError
 from restkv_local.policies.restkv import RestKV
 from restkv_local.reference import output_change, set_error, window_attention
 from restkv_local.types import Observation
@@ -175,11 +174,6 @@ def test_the_oracle_clamps_where_nothing_else_can_be_said():
     attn = np.zeros((1, 1, 3))
     attn[..., 0] = 1.0
     assert np.isfinite(output_change(attn, np.eye(3)[None], None)).all()
-
-
-def test_a_sum_of_attention_has_no_odds():
-    with pytest.raises(ConfigError, match="reduction='sum'"):
-        RestKV(reduction="sum")
 
 
 def test_options_reach_the_policy():

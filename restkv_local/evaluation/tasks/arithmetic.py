@@ -18,8 +18,8 @@ _N_ANSWER: Final = 256
 def make_samples(request: Request) -> Iterator[Sample]:
     """Yield the problems of ``gsm8k/test.jsonl`` after worked ones of ``gsm8k/train.jsonl``.
 
-    Prompt, five examples and stops are lm-evaluation-harness's (lm_eval/tasks/gsm8k/gsm8k.yaml), without a chat
-    template; with a length the examples fill it.
+    Prompt, five examples and stops are lm-evaluation-harness's (lm_eval/tasks/gsm8k/gsm8k.yaml, version 3), without
+    a chat template; with a length the examples fill it.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def make_samples(request: Request) -> Iterator[Sample]:
             max_new_tokens=_N_ANSWER,
             metric="number",
             uses_template=False,
-            stop=("\n\n", "Question:"),
+            stop=("Question:", "</s>", "<|im_end|>"),
             extra={"length": request.length},
         )
 

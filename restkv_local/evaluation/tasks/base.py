@@ -7,18 +7,15 @@ import random
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from restkv_local.errors import ConfigError, InputError
+from restkv_local.evaluation import LENGTH, N_SAMPLES, SEED
 from restkv_local.evaluation.fitting import fit_sample
 from restkv_local.evaluation.sample import Sample
 from restkv_local.evaluation.truncation import cut_middle
 
 Item = TypeVar("Item")
-
-# RULER's shortest published length; small enough for any model.
-_LENGTH: Final = 4096
-_N_SAMPLES: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +51,7 @@ class Request:
     count: Callable[[str], int]
     encode: Callable[[str], Sequence[int]] | None = None
     decode: Callable[[Sequence[int]], str] | None = None
-    seed: int = 42
+    seed: int = SEED
     length: int | None = None
     n_template: int = 0
     n: int | None = None
@@ -70,12 +67,12 @@ class Request:
     @property
     def n_generated(self) -> int:
         """Samples to generate."""
-        return _N_SAMPLES if self.n is None else self.n
+        return N_SAMPLES if self.n is None else self.n
 
     @property
     def n_tokens(self) -> int:
         """Most tokens of a generated sample, answer included."""
-        return _LENGTH if self.length is None else self.length
+        return LENGTH if self.length is None else self.length
 
     def key(self, task: str, index: int) -> str:
         """Return what a sample is drawn from: seeds of ``random.Random`` may be text."""
@@ -129,14 +126,14 @@ class Request:
         return file
 
     def cut(self, sample: Sample) -> Sample:
-        """Return the sample, the middle of its context cut out where it is longer than asked for.
+        """Return the sample, its middle cut out where it is longer than asked for.
 
         Raises
         ------
         ConfigError
             If it must be cut and there is no tokenizer to do it.
         InputError
-            If the length leaves no room for any context.
+            If the length leaves room for nothing but the answer and its beginning.
         """
         if self.length is None or self.measure(sample) <= self.length:
             return sample
@@ -146,9 +143,12 @@ class Request:
             )
         n_template = self.n_template if sample.uses_template else 0
         n_prompt = self.length - sample.max_new_tokens - n_template
-        rest = sample.question + sample.answer_prefix
-        context = cut_middle(sample.context, rest, n_prompt, self.encode, self.decode)
-        return replace(sample, context=context)
+        # What the answer begins with stays: it is counted, not cut.
+        n_prefix = len(self.encode(sample.answer_prefix)) if sample.answer_prefix else 0
+        context, question = cut_middle(
+            sample.context, sample.question, n_prompt - n_prefix, self.encode, self.decode
+        )
+        return replace(sample, context=context, question=question)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

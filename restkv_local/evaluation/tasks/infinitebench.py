@@ -25,7 +25,10 @@ _FIELDS: Final = "one JSON object a line with id, context, input, answer and opt
 
 @dataclass(frozen=True, slots=True)
 class _Dataset:
-    """One dataset: what stands around the document and the question, tokens to generate, the metric."""
+    """One dataset: what stands around the document and the question, tokens to generate, the metric.
+
+    ``gap`` stands between the question and the answer's beginning.
+    """
 
     summary: str
     before: str
@@ -33,6 +36,7 @@ class _Dataset:
     answer_prefix: str
     max_new_tokens: int
     metric: str
+    gap: str = "\n\n"
 
 
 # Wording: InfiniteBench's src/prompt.py (yarn-mistral), whose last words stand after the template's header here;
@@ -77,6 +81,7 @@ _DATASETS: Final[dict[str, _Dataset]] = {
         "Answer:",
         40,
         "qa_f1",
+        gap="\n",
     ),
     "longbook_choice_eng": _Dataset(
         "questions on a novel with four answers to choose from",
@@ -93,6 +98,7 @@ _DATASETS: Final[dict[str, _Dataset]] = {
         "答案：",
         40,
         "character_f1",
+        gap="\n",
     ),
     "longdialogue_qa_eng": _Dataset(
         "the name of a speaker in a script",
@@ -160,7 +166,7 @@ def _make_sample(
         words["target"] = _find_target(record["input"], place)
     # An empty question leaves no gap: the script or the book is followed by the answer's beginning.
     question = _fill(dataset.question, words)
-    ending = "\n\n" if question and dataset.answer_prefix else ""
+    ending = dataset.gap if question and dataset.answer_prefix else ""
     return Sample(
         task=task,
         id=str(record.get("id", number)),
@@ -198,7 +204,7 @@ def _label(answer: tuple[str, ...], options: list[str], place: str) -> tuple[str
     """Return the text and the letter of the right option, whichever of them the file gives."""
     if answer[0] in options:
         return answer[0], _LETTERS[options.index(answer[0])]
-    if answer[0] in _LETTERS:
+    if answer[0] in tuple(_LETTERS):
         return options[_LETTERS.index(answer[0])], answer[0]
     raise InputError(f"{place} has the answer {answer[0]!r}, which is none of its options")
 

@@ -45,8 +45,10 @@ class _Dataset:
         LongBench's eval.py.
     uses_template : bool
         LongBench's pred.py leaves the chat template out where examples are part of the prompt.
-    stop : tuple of str
-        What ends an answer.
+    stop_tokens : tuple of str
+        Tokens that end an answer: LongBench's pred.py makes a line break one for samsum.
+    must_begin : bool
+        And has at least one other token come first.
     """
 
     summary: str
@@ -56,7 +58,8 @@ class _Dataset:
     max_new_tokens: int
     metric: str
     uses_template: bool = True
-    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[str, ...] = ()
+    must_begin: bool = False
 
 
 def _ask_passages(summary: str) -> _Dataset:
@@ -154,7 +157,8 @@ _DATASETS: Final[dict[str, _Dataset]] = {
         128,
         "rouge_l_first_line",
         uses_template=False,
-        stop=("\n",),
+        stop_tokens=("\n",),
+        must_begin=True,
     ),
     "passage_count": _Dataset(
         "how many different passages there are",
@@ -242,7 +246,8 @@ def _make_sample(
         max_new_tokens=dataset.max_new_tokens,
         metric=dataset.metric,
         uses_template=dataset.uses_template,
-        stop=dataset.stop,
+        stop_tokens=dataset.stop_tokens,
+        must_begin=dataset.must_begin,
         extra={"length": request.length, "all_classes": classes},
     )
 

@@ -76,10 +76,10 @@ def make_number_needles(request: Request) -> Iterator[Sample]:
 def make_paper_needles(request: Request) -> Iterator[Sample]:
     """Yield the needle of the eviction papers at each depth: a sandwich in San Francisco.
 
-    The wrapper, the needle, 30 new tokens that end at a line break and the score (10 x ROUGE-1 F1 of needle and
-    answer) are those of KVCache-Factory (run_needle_in_haystack.py). That one fills up with Paul Graham's essays,
-    measures depth in tokens, leaves 200 tokens free and puts a needle of depth 100 after the last token;
-    here it is the shipped text or the user's, characters, the answer's tokens, and before the last sentence. The
+    The wrapper, the needle, 30 new tokens that end at a line break's own token and the score (10 x ROUGE-1 F1 of
+    needle and answer) are those of KVCache-Factory (run_needle_in_haystack.py). That one fills up with Paul
+    Graham's essays, measures depth in tokens, leaves 200 tokens free and puts a needle of depth 100 after the last
+    token; here it is the shipped text or the user's, characters, the answer's tokens, and before the last sentence. The
     prompt is used as it is there, without a chat template.
     """
     for index, depth in enumerate(spread_depths(request.n_generated)):
@@ -139,7 +139,7 @@ def _hide_sandwich(request: Request, index: int, depth: float) -> Sample:
             metric="rouge_1",
             more_metrics=("substring",),
             uses_template=False,
-            stop=("\n",),
+            stop_tokens=("\n",),
             extra={"length": request.n_tokens, "depth": depth, "needle": _PAPER_NEEDLE},
         )
 

@@ -88,6 +88,8 @@ def _read(file: Path, name: str) -> QuestionSet:
         raise InputError(
             f"{file}:{error.lineno} is not JSON: {error.msg} at column {error.colno}"
         ) from None
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets
+        raise InputError(f"{file} cannot be read as JSON: {error}") from None
     form, parse = ("SQuAD", _parse_squad) if name == "qa_1" else ("HotpotQA", _parse_hotpotqa)
     try:
         asked = parse(data)

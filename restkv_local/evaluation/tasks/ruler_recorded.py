@@ -99,7 +99,7 @@ def _read_one(
         prefix = f" {prefix}"
     return Sample(
         task=f"ruler-{name}",
-        id=f"{request.n_tokens}-recorded-{record.get('index', number)}",
+        id=f"{request.n_tokens}-recorded-{number}",  # RULER's own "index" may be a place in the text
         context=context,
         question=question,
         answer_prefix=prefix,

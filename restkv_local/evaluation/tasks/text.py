@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restkv_local.errors import ConfigError, InputError
+from restkv_local.evaluation import N_SCORED
 from restkv_local.evaluation.haystack import read_haystack
 
 
@@ -34,9 +35,10 @@ def cut_strides(
     *,
     file: Path | None = None,
     n_read: int,
-    n_scored: int = 128,
+    n_scored: int = N_SCORED,
     stride: int | None = None,
     n: int | None = None,
+    bos: int | None = None,
 ) -> Iterator[Stride]:
     """Cut a text into pieces of equal length.
 
@@ -53,6 +55,8 @@ def cut_strides(
         token of the text but the first ``n_read`` exactly once, as strided perplexity usually does.
     n : int, optional
         Most pieces; None: as many as the text holds.
+    bos : int, optional
+        Stands in place of each piece's first token, as in llama.cpp's perplexity, for models that begin with one.
 
     Raises
     ------
@@ -75,4 +79,5 @@ def cut_strides(
     starts = range(0, len(tokens) - n_piece + 1, step)
     for start in starts if n is None else starts[:n]:
         middle = start + n_read
-        yield Stride(start, tokens[start:middle], tokens[middle : middle + n_scored])
+        read = tokens[start:middle] if bos is None else (bos, *tokens[start + 1 : middle])
+        yield Stride(start, read, tokens[middle : middle + n_scored])

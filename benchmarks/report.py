@@ -37,31 +37,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 RULER = ("ruler-1024", "ruler-2048", "ruler-4096")  # a log for each length
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-# README's choice of the ranking: (task, policy, allocation)
-RANKED = [
-    ("needle", "restkv+", "global"),
-    ("needle", "kvzip", "global"),
-    ("needle", "restkv", "uniform"),
-    ("needle", "snapkv", "uniform"),
-    ("needle", "tova", "uniform"),
-    ("needle", "streamingllm", "uniform"),
-    ("multikey", "restkv+", "global"),
-    ("multikey", "kvzip", "global"),
-    ("multikey", "restkv", "uniform"),
-    ("multikey", "snapkv", "uniform"),
-    ("needle-unknown", "kvzip", "global"),
-    ("needle-unknown", "restkv+", "global"),
-    ("needle-unknown", "restkv", "uniform"),
-    ("needle-unknown", "snapkv", "uniform"),
-]
-
-
 # README's choice of the bench: (test, unit)
 BENCHED = [
     ("ttft", "s"),
     ("pp512", "t/s"),
     ("tg128", "t/s"),
-    ("tg step", "ms"),
     ("peak memory", "MiB"),
     ("K and V", "MiB"),
     ("score+compact", "% of ttft"),
@@ -79,21 +59,6 @@ def long_needles() -> list[Row]:
     return [row for row in read("needle") if row["tokens"] >= 4000]
 
 
-def ranking_choice() -> str:
-    """Lines of the ranking that README shows."""
-    rows = read("ranking")
-    head = ["task", "policy", "allocation", *(f"{share:.0%} kept" for share in ranking.SHARES)]
-    lines = []
-    for place in RANKED:
-        lot = [row for row in rows if (row["task"], row["policy"], row["allocation"]) == place]
-        cells = [
-            ranking.cell_text([row for row in lot if row["share"] == share])
-            for share in ranking.SHARES
-        ]
-        lines.append([*place, *cells])
-    return write_table(head, lines, n_left=len(head))
-
-
 def bench(name: str = "bench") -> BenchReport:
     """Read a log of `restkv bench`."""
     return BenchReport.from_log(RESULTS / f"{name}.jsonl")
@@ -103,7 +68,7 @@ def bench_choice() -> str:
     """Lines of the bench that README shows: a line for each depth and column."""
     report = bench()
     lines = [
-        "| seen | cache | " + " | ".join(f"{test}, {unit}" for test, unit in BENCHED) + " |",
+        "| depth | cache | " + " | ".join(f"{test}, {unit}" for test, unit in BENCHED) + " |",
         "|---:|---|" + "---:|" * len(BENCHED),
     ]
     found = {(f.depth, f.cache, f.test, f.unit): f for f in report.figures()}
@@ -194,7 +159,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "ruler": lambda: write_report([read_log(RESULTS / f"{name}.jsonl") for name in RULER]),
     "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
     "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
-    "ranking-choice": ranking_choice,
     "ranking": lambda: ranking.tables(read("ranking")),
     "ranking-variants": lambda: ranking.tables(read("ranking-variants")),
     "ranking-heldout": lambda: ranking.tables(read("ranking-heldout")),

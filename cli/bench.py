@@ -209,11 +209,11 @@ def bench(
     from restkv_local.bench.report import BenchReport
     from restkv_local.bench.runner import BenchPlan, run_bench
     from restkv_local.model.model_file import check_supported, read_model
-    from restkv_local.plots import check_plots
+    from restkv_local.pictures import check_picture
     from restkv_local.version import find_commit
 
     if png is not None:
-        check_plots(png)
+        check_picture(png)
     if table is not None:
         report = BenchReport.from_log(table)
         show_report(report, as_json=as_json, as_csv=as_csv, with_profile=with_profile, png=png)

@@ -99,11 +99,12 @@ def plan(
     # Imported here: `--help` must not wait for NumPy.
     from restkv_local.catalogue import tracked_by
     from restkv_local.model.demo import resolve_model
+    from restkv_local.pictures import check_picture
+    from restkv_local.plan_picture import draw_plans
     from restkv_local.plan_report import plan_policies, read_whole
-    from restkv_local.plots import check_plots, draw_plans
 
     if png is not None:
-        check_plots(png)
+        check_picture(png)
     documents = read_documents(file)
     path = resolve_model(model)
     try:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from restkv_local.bench.figures import Figure
 from restkv_local.bench.report import BenchReport
-from restkv_local.errors import InputError
+from restkv_local.pictures import open_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_DPI: Final = 150
 _SIZE: Final = (11.0, 8.0)  # inches
 
 
@@ -31,13 +30,8 @@ def draw_bench(report: BenchReport, path: Path) -> None:
     InputError
         If the file cannot be written.
     """
-    # No pyplot: it would choose a backend that may want a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
     metadata = report.metadata
-    canvas = Canvas(figsize=_SIZE, layout="constrained")
-    FigureCanvasAgg(canvas)
+    canvas = open_figure(*_SIZE)
     tests = (f"pp{metadata['n_prompt']}", f"tg{metadata['n_gen']}", "ttft", "peak memory")
     figures = report.figures()
     for axes, test in zip(canvas.subplots(2, 2).flat, tests, strict=True):
@@ -50,10 +44,7 @@ def draw_bench(report: BenchReport, path: Path) -> None:
     )
     # A file may call its model $anything$, and wrapping does not ask for parse_math.
     canvas.suptitle(title.replace("$", r"\$"), wrap=True)
-    try:
-        canvas.savefig(path, dpi=_DPI, format="png")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
+    save_figure(canvas, path)
 
 
 def _draw_test(axes: Axes, test: str, figures: list[Figure], caches: list[str]) -> None:

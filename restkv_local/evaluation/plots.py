@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from restkv_local.errors import ConfigError, InputError
+from restkv_local.errors import InputError
 from restkv_local.evaluation import likelihood, reconstruction
 from restkv_local.evaluation.grid import Cell
 from restkv_local.evaluation.log import Record
@@ -20,11 +19,11 @@ from restkv_local.evaluation.summary import (
     main_metrics,
     split_sections,
 )
+from restkv_local.pictures import check_matplotlib, open_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DPI: Final = 150
 _PANEL: Final = (5.0, 3.6)  # inches
 _MOST_ACROSS: Final = 3
 
@@ -39,8 +38,7 @@ def check_folder(folder: Path) -> None:
     InputError
         If the folder cannot be made.
     """
-    if find_spec("matplotlib") is None:
-        raise ConfigError("pictures need matplotlib, which is missing: pip install matplotlib")
+    check_matplotlib()
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -73,10 +71,7 @@ def draw_records(records: Sequence[Record], folder: Path) -> list[Path]:
     written = []
     for name, figure in _draw_all(records):
         path = folder / f"{name}.png"
-        try:
-            figure.savefig(path, dpi=_DPI, format="png")
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from None
+        save_figure(figure, path)
         written.append(path)
     return written
 
@@ -214,15 +209,9 @@ def _draw_layers(sections: Sequence[Section]) -> Figure:
 
 
 def _make_figure(n_panels: int) -> tuple[Figure, list[Any]]:
-    # No pyplot: it would choose a backend that may want a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     n_across = min(n_panels, _MOST_ACROSS)
     n_down = -(-n_panels // n_across)
-    size = (n_across * _PANEL[0], n_down * _PANEL[1] + 0.8)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = open_figure(n_across * _PANEL[0], n_down * _PANEL[1] + 0.8)
     panels = list(figure.subplots(n_down, n_across, squeeze=False).flat)
     for axes in panels[n_panels:]:
         axes.set_visible(False)

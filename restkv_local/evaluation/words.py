@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from restkv_local.evaluation.optional import check_installed
+from restkv_local.optional import check_installed
 
 Kind = Literal["words", "numbers", "uuids"]
 
@@ -22,7 +22,7 @@ def read_words(kind: Literal["noun", "adjective", "verb"]) -> tuple[str, ...]:
     ConfigError
         If wonderwords is not installed.
     """
-    check_installed("wonderwords", "wonderwords", "a task made of random words")
+    check_installed("wonderwords", "wonderwords", "a task made of random words", extra="eval")
     text = (files("wonderwords") / "assets" / f"{kind}list.txt").read_text(encoding="utf-8")
     return tuple(sorted(set(text.split())))
 

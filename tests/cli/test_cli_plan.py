@@ -232,9 +232,10 @@ def test_files_that_cannot_be_are_one_line(run_cli, document, tmp_path, monkeypa
 
 
 def test_a_missing_matplotlib_is_one_line(run_cli, document, monkeypatch):
-    monkeypatch.setattr("restkv_local.plots.find_spec", lambda name: None)
+    monkeypatch.setattr("restkv_local.optional.find_spec", lambda name: None)
     result = run_cli("plan", "none.gguf", "-f", document, "--png", "map.png", command=main)
-    assert "pip install matplotlib" in only_error(result, code=2)
+    expected = "matplotlib, which is missing: pip install 'restkv-local[plot]'"
+    assert expected in only_error(result, code=2)
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,6 @@ def test_cutting_without_a_tokenizer_is_refused(tmp_path):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("restkv_local.evaluation.optional.find_spec", lambda _: None)
+    monkeypatch.setattr("restkv_local.optional.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"needs rapidfuzz, which is missing: pip install 'restk"):
         METRICS["code_sim"].rule("x", make_sample("x"))

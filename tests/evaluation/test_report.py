@@ -219,8 +219,8 @@ def test_a_folder_is_made_and_what_is_none_is_one_line(folder, monkeypatch):
     (folder / "scores.png").mkdir()
     with pytest.raises(InputError, match=r"scores\.png: "):
         draw_records([make_record()], folder)
-    monkeypatch.setattr("restkv_local.evaluation.plots.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install matplotlib"):
+    monkeypatch.setattr("restkv_local.optional.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'restkv-local\[plot\]'"):
         check_folder(folder)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from restkv_local.catalogue import tracked_by
+from restkv_local.plan_picture import draw_plans
 from restkv_local.plan_report import PlanFigures, PlanReport, map_plan, measure_plan
-from restkv_local.plots import draw_plans
 from restkv_local.types import EvictionPlan
 
 

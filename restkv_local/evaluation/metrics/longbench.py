@@ -9,8 +9,8 @@ from typing import Final
 
 from restkv_local.evaluation.metrics.base import Metric
 from restkv_local.evaluation.metrics.overlap import f1, normalise
-from restkv_local.evaluation.optional import check_installed
 from restkv_local.evaluation.sample import Sample
+from restkv_local.optional import check_installed
 
 _INTEGER: Final = re.compile(r"\d+")
 _NO_CODE: Final = ("`", "#", "//")
@@ -98,7 +98,7 @@ def code_sim(prediction: str, sample: Sample) -> float:
     ConfigError
         If rapidfuzz is not installed.
     """
-    check_installed("rapidfuzz", "rapidfuzz", "a similarity of code")
+    check_installed("rapidfuzz", "rapidfuzz", "a similarity of code", extra="eval")
     from rapidfuzz import fuzz
 
     lines = prediction.lstrip("\n").split("\n")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from restkv_local.evaluation.optional import check_installed
+from restkv_local.optional import check_installed
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -43,7 +43,7 @@ def score_rouge(
 
 @cache
 def _load(kind: Kind, stem: bool) -> RougeScorer:
-    check_installed("rouge_score", "rouge-score", "a ROUGE score")
+    check_installed("rouge_score", "rouge-score", "a ROUGE score", extra="eval")
     # Late: it brings NLTK, which takes a second to import.
     from rouge_score.rouge_scorer import RougeScorer
 

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from restkv_local.errors import ConfigError, InputError
+from restkv_local.pictures import open_figure, save_figure
 from restkv_local.plan_report import PlanReport, map_plan
 from restkv_local.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_DPI: Final = 150
 # Inches: a panel, and what stands around all of them.
 _PANEL: Final = (5.6, 1.5)
 _AROUND: Final = (1.2, 1.2)
-
-
-def check_plots(path: Path) -> None:
-    """Refuse early what would fail after minutes of reading.
-
-    Raises
-    ------
-    ConfigError
-        If matplotlib is not installed.
-    InputError
-        If ``path`` cannot be a file.
-    """
-    if find_spec("matplotlib") is None:
-        raise ConfigError("a picture needs matplotlib, which is missing: pip install matplotlib")
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a directory; name a file for the picture")
-    if not os.path.isdir(path.parent):
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def draw_plans(report: PlanReport, path: Path) -> None:
@@ -53,15 +32,9 @@ def draw_plans(report: PlanReport, path: Path) -> None:
     InputError
         If the file cannot be written.
     """
-    # No pyplot: it would choose a backend that may want a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     n_across = min(len(report.plans), 2)
     n_down = -(-len(report.plans) // n_across)
-    size = (_AROUND[0] + n_across * _PANEL[0], _AROUND[1] + n_down * _PANEL[1])
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = open_figure(_AROUND[0] + n_across * _PANEL[0], _AROUND[1] + n_down * _PANEL[1])
     grid = figure.subplots(n_down, n_across, sharex=True, sharey=True, squeeze=False)
     n_layer = len(report.layers)
     for axes, (name, figures) in zip(grid.flat, report.figures().items(), strict=False):
@@ -90,10 +63,7 @@ def draw_plans(report: PlanReport, path: Path) -> None:
     )
     bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 3 / n_down), pad=0.01)
     bar.set_label("share of KV heads that keep the token")
-    try:
-        figure.savefig(path, dpi=_DPI, format="png")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
+    save_figure(figure, path)
 
 
 def _mark(axes: Axes, first: int, end: int) -> None:

@@ -24,6 +24,7 @@ from prose import document
 from restkv_local import ChatSession, Llama
 from restkv_local.engine import Progress
 from restkv_local.markdown import write_table
+from restkv_local.pictures import open_figure, save_figure
 
 N_PACE = 8192  # tokens
 THINGS = (
@@ -106,13 +107,11 @@ def summarise(name: str, rows: list[dict[str, Any]]) -> list[str]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw a panel for each cache: length on x, depth of the needle on y, whether it was found."""
-    from matplotlib.figure import Figure
-
     cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         cells[", ".join([row["cell"], *map(str, row["set"].values())])].append(row)
     lengths = sorted({row["tokens"] for row in rows})
-    figure = Figure(figsize=(3.6 * len(cells), 3.4), layout="constrained")
+    figure = open_figure(3.6 * len(cells), 3.4)
     panels = figure.subplots(1, len(cells), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, lot) in zip(panels, sorted(cells.items()), strict=True):
         for hit, colour, label in ((True, "tab:blue", "found"), (False, "tab:red", "not found")):
@@ -128,7 +127,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     panels[0].set_ylim(100, 0)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def main() -> None:

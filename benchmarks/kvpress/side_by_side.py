@@ -34,6 +34,7 @@ from ranking import N_ANSWER, needle_prompt
 from restkv_local import Llama
 from restkv_local.chat.ask import Mode
 from restkv_local.markdown import write_table
+from restkv_local.pictures import open_figure, save_figure
 
 NEEDLES = {"needle": 1, "multikey": 4}
 CACHES = {  # what is asked for: settings by name of the method
@@ -180,9 +181,7 @@ def pace(lots: dict[int, list[Row]]) -> str:
 
 def draw(rows: list[Row], timed: list[Row], path: Path) -> None:
     """Draw accuracy against seconds, a point for each method and share."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = open_figure(11, 4.5)
     for axes, known in zip(figure.subplots(1, 2, sharey=True), MODES, strict=True):
         axes.set_title("question read first" if known == "read" else "question unknown")
         axes.set_xlabel("seconds a sample (median)")
@@ -206,7 +205,7 @@ def draw(rows: list[Row], timed: list[Row], path: Path) -> None:
             )
         axes.legend(fontsize=7)
         axes.set_ylabel("found, %")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The one format for what is kept on disk: a zip of ``meta.json`` and ``.npy`` arrays, whole or absent.
+"""The format of sessions and readings: a zip of ``meta.json`` and ``.npy`` arrays, whole or absent.
 
 Any zip program and ``numpy.load`` open it. Nothing is compressed: rows of a cache are noise to a compressor.
 """
@@ -10,8 +10,6 @@ import io
 import json
 import os
 import stat
-import tempfile
-import time
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +21,7 @@ import numpy.typing as npt
 
 from restkv_local.errors import SessionFileError
 from restkv_local.model.gguf_header import show_path
+from restkv_local.storage.part_file import PartFile
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -31,8 +30,6 @@ VERSION: Final = 2  # raise it with any change that an older reader would misund
 
 _META, _DIGEST = "meta.json", "digest"
 _TYPES: Final = ("uint8", "int32", "float32", "float64")
-_PART = ".restkv-part"
-_STALE_SECONDS = 24 * 3600
 
 
 def write_container(path: Path, kind: str, meta: Mapping[str, Any], arrays: Arrays) -> None:
@@ -63,19 +60,14 @@ def write_container(path: Path, kind: str, meta: Mapping[str, Any], arrays: Arra
     text = json.dumps(head, ensure_ascii=True, indent=1).encode()
     try:
         path = Path(os.path.realpath(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path.parent)
-        handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=_PART, dir=path.parent)
-        part = Path(name)
+        part = PartFile(path)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                _write_zip(stream, text, arrays)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(path)
+            _write_zip(part.stream, text, arrays)
+            part.stream.flush()
+            os.fsync(part.stream.fileno())
+            part.keep()
         except BaseException:  # Ctrl-C too leaves nothing behind
-            with suppress(OSError):
-                part.unlink()
+            part.drop()
             raise
         _sync_folder(path.parent)
     except (OSError, ValueError) as error:  # ValueError: no system holds a file of that name
@@ -198,15 +190,6 @@ def _read_arrays(
     if archive.read(_DIGEST).decode() != digest.hexdigest():
         raise ValueError("its digest does not match")
     return arrays
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what killed runs left; a living one's part is younger."""
-    with suppress(OSError):
-        for part in folder.glob(f"*{_PART}"):
-            with suppress(OSError):
-                if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                    part.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

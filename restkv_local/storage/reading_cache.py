@@ -19,6 +19,7 @@ from restkv_local.engine import Snapshot
 from restkv_local.errors import ConfigError, SessionFileError
 from restkv_local.model.gguf_header import show_path
 from restkv_local.storage.container import read_container, write_container
+from restkv_local.storage.pruning import mark_used, prune
 from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
 from restkv_local.types import F32
 
@@ -124,8 +125,7 @@ class ReadingCache:
             with suppress(OSError):
                 path.unlink()
             return None
-        with suppress(OSError):
-            os.utime(path)  # the modification time is the age that pruning looks at
+        mark_used(path)
         return reading
 
     def store(self, key: str, reading: Reading) -> None:
@@ -139,26 +139,10 @@ class ReadingCache:
         except SessionFileError as error:
             _log.warning("a reading is not kept: %s", error)
             return
-        self._prune(keep=path)
+        prune(self.folder, _SUFFIX, self.limit_bytes, keep=path)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
-
-    def _prune(self, *, keep: Path) -> None:
-        files = []
-        with suppress(OSError):
-            for path in self.folder.glob(f"*{_SUFFIX}"):
-                with suppress(OSError):  # another process may have removed it
-                    status = path.stat()
-                    files.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if total <= self.limit_bytes:
-                return
-            if path != keep:
-                with suppress(OSError):
-                    path.unlink()
-                    total -= size
 
 
 def _limit() -> int:

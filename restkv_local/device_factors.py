@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from restkv_local.model.model_file import ModelShape
-from restkv_local.model.output_factors import fold_v_rotation, load_output_factors
+from restkv_local.model.output_factors import fold_v_rotation
 from restkv_local.native import NativeContext
+from restkv_local.storage.factor_cache import load_output_factors
 from restkv_local.types import F32, ObservationRequest
 
 

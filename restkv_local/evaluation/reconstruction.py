@@ -17,8 +17,9 @@ from restkv_local.evaluation.likelihood import make_item
 from restkv_local.evaluation.log import Item, Record
 from restkv_local.evaluation.reading import OnFailure, Passage, Reader, check_rows
 from restkv_local.evaluation.tasks.text import Stride, cut_strides
-from restkv_local.model.output_factors import fold_v_rotation, load_output_factors
+from restkv_local.model.output_factors import fold_v_rotation
 from restkv_local.policies.registry import make_policy
+from restkv_local.storage.factor_cache import load_output_factors
 from restkv_local.types import F32, F64, Bool
 
 NAME: Final = "reconstruction"

@@ -1,1 +1,1 @@
-"""What is kept on disk: one checked container for all."""
+"""What is kept on disk: a checked container, logs that go on, factors of a model's weights."""

@@ -1,6 +1,3 @@
-import logging
-import os
-
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
@@ -9,15 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restkv_local.errors import UnsupportedModelError
-from restkv_local.model import output_factors
 from restkv_local.model.demo import resolve_model
 from restkv_local.model.model_file import read_model
 from restkv_local.model.output_factors import (
-    default_cache_dir,
+    OutputMatrices,
     factor_gram,
     fold_v_rotation,
     hadamard,
-    load_output_factors,
 )
 from tests import builders
 
@@ -46,16 +41,16 @@ def tiny(tmp_path):
     return builders.llama(head_dim=64).write(tmp_path / "m.gguf")
 
 
-def load_all(path, **options):
-    return dict(load_output_factors(read_model(path), **options))
+def factor_all(path):
+    matrices = OutputMatrices(read_model(path))
+    return {layer: matrices.factor(layer) for layer in matrices.layers}
 
 
 @pytest.mark.model
 def test_factors_of_the_demo_model_keep_the_norms(rng):
     path = resolve_model("demo")
-    shape = read_model(path)
     reader = GGUFReader(path)
-    computed = dict(load_output_factors(shape, cache_limit_bytes=0))
+    computed = factor_all(path)
     assert sorted(computed) == list(range(30))
     for layer in (0, 13, 29):
         factors = computed[layer]
@@ -82,14 +77,14 @@ def test_factors_of_the_demo_model_keep_the_norms(rng):
 def test_factors_keep_the_norms(tmp_path, rng, model):
     path = model.write(tmp_path / "m.gguf")
     reader = GGUFReader(path)
-    for layer, factors in load_all(path, cache_dir=tmp_path / "cache").items():
+    for layer, factors in factor_all(path).items():
         assert_same_norms(factors, output_slices(reader, layer, model.n_head, model.head_dim), rng)
 
 
 def test_fewer_outputs_than_values_make_the_gram_singular(tmp_path, rng):
     """n_embd 32 under heads of 64: half of each head's values do not reach the output."""
     path = builders.llama(head_dim=64, n_embd=32).write(tmp_path / "m.gguf")
-    factors = load_all(path, cache_dir=tmp_path / "cache")[0]
+    factors = factor_all(path)[0]
     assert np.isfinite(factors).all()
     assert_same_norms(factors, output_slices(GGUFReader(path), 0, 4, 64), rng, tolerance=1e-3)
 
@@ -112,7 +107,7 @@ def test_any_rank_and_scale_can_be_factored(rank, scale, seed):
 
 def test_only_full_attention_layers_are_loaded(tmp_path):
     path = builders.gemma3().write(tmp_path / "m.gguf")
-    assert list(load_all(path, cache_dir=tmp_path / "cache")) == [5]
+    assert list(factor_all(path)) == [5]
 
 
 def test_an_output_scale_is_part_of_the_norm(tmp_path, tiny, rng):
@@ -132,7 +127,7 @@ def test_an_output_scale_is_part_of_the_norm(tmp_path, tiny, rng):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    plain, found = load_all(tiny, cache_limit_bytes=0), load_all(scaled, cache_limit_bytes=0)
+    plain, found = factor_all(tiny), factor_all(scaled)
     np.testing.assert_array_equal(found[0], plain[0])
     np.testing.assert_array_equal(found[1], 0.5 * plain[1])
 
@@ -181,144 +176,4 @@ def test_a_missing_or_odd_output_matrix_is_refused(tmp_path, rename, reason):
         )
     path.write_bytes(data)
     with pytest.raises(UnsupportedModelError, match=reason):
-        list(load_output_factors(shape, cache_dir=tmp_path / "cache"))
-
-
-# disk cache
-
-
-def test_the_second_load_computes_nothing_and_is_equal(tmp_path, tiny):
-    cache = tmp_path / "cache"
-    calls = []
-    first = load_all(tiny, cache_dir=cache, on_progress=lambda *at: calls.append(at))
-    assert calls == [(1, 2), (2, 2)]
-    second = load_all(tiny, cache_dir=cache, on_progress=lambda *at: calls.append(at))
-    assert len(calls) == 2
-    assert first.keys() == second.keys()
-    for layer in first:
-        np.testing.assert_array_equal(first[layer], second[layer])
-    assert second[0].flags.writeable
-    assert [path.suffix for path in cache.iterdir()] == [".factors"]
-
-
-@pytest.mark.parametrize("damage", ["cut", "flip", "head", "longer", "empty"])
-def test_a_damaged_cache_file_is_rebuilt(tmp_path, tiny, caplog, damage):
-    cache = tmp_path / "cache"
-    first = load_all(tiny, cache_dir=cache)
-    (path,) = cache.iterdir()
-    whole = path.read_bytes()
-    data = bytearray(whole)
-    if damage == "flip":
-        data[len(data) // 2] ^= 1
-    elif damage == "head":
-        data[20] ^= 1
-    path.write_bytes(
-        {"cut": data[:-4], "longer": data + b"\0", "empty": b""}.get(damage, bytes(data))
-    )
-    with caplog.at_level(logging.WARNING):
-        again = load_all(tiny, cache_dir=cache)
-    assert "rebuilt" in caplog.text
-    np.testing.assert_array_equal(again[1], first[1])
-    assert path.read_bytes() == whole
-
-
-def test_a_cache_file_pruned_while_it_is_opened_costs_nothing(tmp_path, tiny, monkeypatch):
-    """Another process may remove the file between any two steps of this one."""
-    cache = tmp_path / "cache"
-    first = load_all(tiny, cache_dir=cache)
-    touch = output_factors._touch
-
-    def touch_and_prune(path):
-        touch(path)
-        path.unlink()
-
-    monkeypatch.setattr(output_factors, "_touch", touch_and_prune)
-    again = load_all(tiny, cache_dir=cache)
-    np.testing.assert_array_equal(again[1], first[1])
-    assert not list(cache.iterdir())
-
-
-def test_a_cache_file_that_ends_while_it_is_read_is_gone_on_with_by_computing(
-    tmp_path, tiny, monkeypatch, caplog
-):
-    cache = tmp_path / "cache"
-    first = load_all(tiny, cache_dir=cache)
-    (path,) = cache.iterdir()
-    n_bytes = path.stat().st_size
-    # After it was checked, and inside the second of two layers.
-    monkeypatch.setattr(output_factors, "_touch", lambda path: os.truncate(path, n_bytes - 4))
-    with caplog.at_level(logging.WARNING):
-        again = load_all(tiny, cache_dir=cache)
-    assert "from layer 1 on: it has become shorter" in caplog.text
-    assert again.keys() == first.keys()
-    for layer in first:
-        np.testing.assert_array_equal(again[layer], first[layer])
-
-
-def test_a_changed_model_gets_factors_of_its_own(tmp_path, tiny):
-    cache = tmp_path / "cache"
-    first = load_all(tiny, cache_dir=cache)
-    builders.llama(head_dim=64, seed=1).write(tiny)
-    second = load_all(tiny, cache_dir=cache)
-    assert not np.array_equal(first[0], second[0])
-    assert len(list(cache.iterdir())) == 2
-
-
-def test_stopping_early_leaves_no_file(tmp_path, tiny):
-    stream = load_output_factors(read_model(tiny), cache_dir=tmp_path / "cache")
-    next(stream)
-    stream.close()
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_the_least_recently_used_file_goes_first(tmp_path):
-    cache = tmp_path / "cache"
-    models = [builders.llama(seed=i).write(tmp_path / f"{i}.gguf") for i in range(3)]
-    paths = []
-    for age, model in enumerate(models[:2]):
-        load_all(model, cache_dir=cache)
-        (new,) = set(cache.iterdir()) - set(paths)
-        paths.append(new)
-        os.utime(new, (1000 + age, 1000 + age))
-    size = paths[0].stat().st_size
-    load_all(models[0], cache_dir=cache)  # used again: now the youngest
-    load_all(models[2], cache_dir=cache, cache_limit_bytes=2 * size)
-    assert paths[0].exists()
-    assert not paths[1].exists()
-    assert len(list(cache.iterdir())) == 2
-
-
-def test_factors_above_the_limit_are_not_cached_and_said_so(tmp_path, tiny, caplog):
-    with caplog.at_level(logging.WARNING):
-        load_all(tiny, cache_dir=tmp_path / "cache", cache_limit_bytes=1000)
-    assert "not cached" in caplog.text
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_cache_folder_that_cannot_be_made_costs_only_a_warning(tmp_path, tiny, caplog):
-    (tmp_path / "file").touch()
-    with caplog.at_level(logging.WARNING):
-        factors = load_all(tiny, cache_dir=tmp_path / "file" / "cache")
-    assert list(factors) == [0, 1]
-    assert "cannot write the factor cache" in caplog.text
-
-
-def test_a_full_disk_costs_only_a_warning(tmp_path, tiny, caplog):
-    """A limit on file size fails write() in the middle, as a full disk does."""
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-    try:
-        with caplog.at_level(logging.WARNING):
-            factors = load_all(tiny, cache_dir=tmp_path / "cache")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(factors) == [0, 1]
-    assert "cannot write the factor cache" in caplog.text
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_the_default_cache_folder_follows_the_user(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir().name == "factors"
-    assert "restkv-local" in default_cache_dir().parts
+        OutputMatrices(shape)

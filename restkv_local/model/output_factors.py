@@ -27,7 +27,7 @@ _NUMBERS: Final = b"RESTKVF1"
 # 1 Mi weights at a time: the float32 block and dequantize()'s temporaries stay in the CPU cache.
 _BLOCK_ELEMENTS = 1 << 20
 _SAMPLE_BYTES = 4096
-_WAY_OUT: Final = "choose a policy that does not need W_O, or switch it off (use_wo=False)"
+_WAY_OUT: Final = "choose a policy that does without W_O, such as caote or snapkv"
 
 
 class OutputMatrices:
@@ -189,7 +189,7 @@ def _scale(header: Header, layer: int) -> float:
         return 1.0
     if tensor.ne != (1,) or tensor.type_name != "F32":
         raise UnsupportedModelError(
-            f"{show_path(header.path)}: {tensor.name} is not one float32 number"
+            f"{show_path(header.path)}: {tensor.name} is not one float32 number; {_WAY_OUT}"
         )
     return float(_map(tensor).view("<f4")[0])
 
@@ -218,7 +218,7 @@ def _factor_layer(shape: ModelShape, tensor: TensorInfo, scale: float) -> F32:
         except NotImplementedError as error:
             raise UnsupportedModelError(
                 f"{show_path(shape.path)}: {tensor.name} is stored as {tensor.type_name}, which "
-                "the installed gguf package cannot decode; upgrade it or switch W_O off"
+                f"the installed gguf package cannot decode; upgrade it, or {_WAY_OUT}"
             ) from error
         # (n_head, rows, d): each head's slice stays strided, BLAS takes it as it is.
         heads = rows.astype(np.float32, copy=False).reshape(-1, n_head, d).transpose(1, 0, 2)

@@ -14,6 +14,7 @@ from restkv_local.model.output_factors import (
     fold_v_rotation,
     hadamard,
 )
+from restkv_local.policies.registry import make_policy
 from tests import builders
 
 
@@ -175,5 +176,12 @@ def test_a_missing_or_odd_output_matrix_is_refused(tmp_path, rename, reason):
             data[:at] + (64).to_bytes(8, "little") + (256).to_bytes(8, "little") + data[at + 16 :]
         )
     path.write_bytes(data)
-    with pytest.raises(UnsupportedModelError, match=reason):
+    with pytest.raises(UnsupportedModelError, match=f"{reason}.*such as caote or snapkv"):
         OutputMatrices(shape)
+
+
+@pytest.mark.parametrize("policy", ["caote", "snapkv"])
+def test_the_way_out_of_a_refusal_is_one(policy):
+    request = make_policy(policy).request(8, 100, 6)
+    assert request is not None
+    assert not request.projects

@@ -55,7 +55,7 @@ stock: setup ## build the unpatched sources once, to compare with
 	$(BIN)/cmake --build build/stock --target restkv
 
 kvpress: setup ## kept rows beside kvpress, on the same tensors (an environment of its own: 1.4 GB with the CPU build of torch)
-	python3 -m venv build/kvpress && build/kvpress/bin/pip install --quiet -r benchmarks/kvpress/requirements.txt
+	$(PYTHON) -m venv build/kvpress && build/kvpress/bin/pip install --quiet -r benchmarks/kvpress/requirements.txt
 	build/kvpress/bin/python benchmarks/kvpress/capture.py \
 		"$$($(BIN)/python -c 'import restkv_local.model.demo as d; print(d.resolve_model("demo"))')" build/kvpress-capture
 	$(BIN)/python benchmarks/kvpress/overlap.py build/kvpress-capture

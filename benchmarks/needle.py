@@ -23,14 +23,11 @@ from prose import document
 
 from restkv_local import ChatSession, Llama
 from restkv_local.engine import Progress
+from restkv_local.evaluation.tasks.niah import THINGS
 from restkv_local.markdown import write_table
 from restkv_local.pictures import open_figure, save_figure
 
 N_PACE = 8192  # tokens
-THINGS = (
-    "red lighthouse", "silver telescope", "northern ferry", "oak cabinet", "glass bridge",
-    "iron anchor", "blue schooner", "stone archive", "copper still", "tall windmill",
-)  # fmt: skip
 
 
 def make_prompt(llama: Llama, seed: int, n_tokens: int, depth: float) -> tuple[str, str, str]:

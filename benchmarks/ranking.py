@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 from measured import Log, found_text
-from needle import THINGS
 from prose import document
 
 from restkv_local import Llama
@@ -35,6 +34,7 @@ from restkv_local.chat.chat_template import ChatTemplate
 from restkv_local.config import DEFAULTS
 from restkv_local.engine import Engine, Snapshot
 from restkv_local.errors import ConfigError
+from restkv_local.evaluation.tasks.niah import THINGS
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES, make_policy
 

@@ -18,7 +18,7 @@ from restkv_local.evaluation.haystack import (
 from restkv_local.evaluation.sample import Sample
 from restkv_local.evaluation.tasks.base import Request, Task
 
-_THINGS: Final = (
+THINGS: Final = (
     "red lighthouse", "silver telescope", "northern ferry", "oak cabinet", "glass bridge",
     "iron anchor", "blue schooner", "stone archive", "copper still", "tall windmill",
 )  # fmt: skip
@@ -105,7 +105,7 @@ def make_passkeys(request: Request) -> Iterator[Sample]:
 def _hide_number(request: Request, index: int, depth: float) -> Sample:
     rng = random.Random(request.key("niah", index))
     haystack = _open_haystack(request, index)
-    thing, number = rng.choice(_THINGS), _draw_number(rng)
+    thing, number = rng.choice(THINGS), _draw_number(rng)
     needle = f"The registration number of the {thing} is {number}."
 
     def build(n_chars: int) -> Sample:
@@ -149,7 +149,7 @@ def _hide_sandwich(request: Request, index: int, depth: float) -> Sample:
 def _hide_many(request: Request, index: int) -> Sample:
     rng = random.Random(request.key("niah-multi", index))
     haystack = _open_haystack(request, index)
-    things = rng.sample(_THINGS, _N_MANY)
+    things = rng.sample(THINGS, _N_MANY)
     numbers = [_draw_number(rng) for _ in things]
     depths = [round(rng.uniform(0, 100), 1) for _ in things]
     needles = [

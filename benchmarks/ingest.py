@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from measured import Log, found_text
-from ranking import N_ANSWER, answer, make_sample
+from ranking import N_ANSWER, make_sample
 
 from restkv_local import Llama
 from restkv_local.allocators.registry import ALLOCATORS
+from restkv_local.evaluation.answering import write_answer
 from restkv_local.policies.registry import POLICIES
 
 KEY = ("task", "tokens", "seed", "policy", "allocation", "budget")
@@ -37,7 +38,7 @@ def measure(llama: Llama, task: str, n_tokens: int, seed: int) -> dict[str, Any]
         engine.evict()
     seconds = time.perf_counter() - start
     kept, peak = engine.rows.mean, engine.counters.peak
-    text = answer(llama, engine, sample, llama.native.logits())
+    text, _ = write_answer(engine, llama.native.logits(), sample.after, N_ANSWER, ())
     return {
         "hit": sample.number is not None and sample.number in text,
         "answer": text,

@@ -34,6 +34,8 @@ from restkv_local.chat.chat_template import ChatTemplate
 from restkv_local.config import DEFAULTS
 from restkv_local.engine import Engine, Snapshot
 from restkv_local.errors import ConfigError
+from restkv_local.evaluation.answering import write_answer
+from restkv_local.evaluation.likelihood import log_softmax
 from restkv_local.evaluation.tasks.niah import THINGS
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES, make_policy
@@ -93,43 +95,23 @@ def make_sample(llama: Llama, task: str, seed: int, n_tokens: int) -> Sample:
     return Sample(before, after, number)
 
 
-def answer(llama: Llama, engine: Engine, sample: Sample, first_logits: np.ndarray) -> str:
-    """Read what comes after the eviction and answer greedily."""
-    logits = first_logits
-    if sample.after:
-        for token in sample.after:
-            engine.step(token)
-        logits = llama.native.logits()
-    pieces = b""
-    for _ in range(N_ANSWER):
-        token = int(np.argmax(logits))
-        if llama.native.is_eog(token):
-            break
-        pieces += llama.native.piece(token)
-        engine.step(token)
-        logits = llama.native.logits()
-    return pieces.decode(errors="replace")
-
-
-def log_probabilities(llama: Llama, engine: Engine, sample: Sample) -> np.ndarray:
+def log_probabilities(engine: Engine, sample: Sample) -> np.ndarray:
     """Log-probabilities of every token after each token of the continuation: (n, n_vocab)."""
     rows = []
     for token in sample.after[:-1]:
         engine.step(token)
-        logits = llama.native.logits().astype(np.float64)
-        logits -= logits.max()
-        rows.append(logits - math.log(np.exp(logits).sum()))
+        rows.append(log_softmax(engine.native.logits()))
     return np.stack(rows)
 
 
 def judge(
-    llama: Llama, engine: Engine, sample: Sample, logits: np.ndarray, full: np.ndarray | None
+    engine: Engine, sample: Sample, logits: np.ndarray, full: np.ndarray | None
 ) -> dict[str, Any]:
     """Go on from the evicted cache; say how it went."""
     if sample.number is not None:
-        text = answer(llama, engine, sample, logits)
+        text, _ = write_answer(engine, logits, sample.after, N_ANSWER, ())
         return {"hit": sample.number in text, "answer": text}
-    found = log_probabilities(llama, engine, sample)
+    found = log_probabilities(engine, sample)
     target = np.arange(len(found)), sample.after[1:]
     result = {"nll": -float(found[target].mean())}
     if full is not None:
@@ -190,12 +172,11 @@ def rank(
     engine.read(sample.before, evict=False)
     logits = llama.native.logits().copy()
     saved: Snapshot = engine.save()
-    full = log_probabilities(llama, engine, sample) if sample.number is None else None
+    full = log_probabilities(engine, sample) if sample.number is None else None
     engine.restore(saved)
     engine.use(policy="full", allocation="uniform")
-    yield {"policy": "full", "allocation": "uniform", "share": 1.0} | judge(
-        llama, engine, sample, logits, full
-    )
+    row = {"policy": "full", "allocation": "uniform", "share": 1.0}
+    yield row | judge(engine, sample, logits, full)
     repeated: Snapshot | None = None
     for policy, allocation, share in grid:
         chosen = build(policy)
@@ -210,7 +191,7 @@ def rank(
             repeated = engine.save()
         engine.evict()
         row = {"policy": policy, "allocation": allocation, "share": share}
-        yield row | judge(llama, engine, sample, logits, full)
+        yield row | judge(engine, sample, logits, full)
 
 
 def build(spelling: str) -> Policy:

@@ -21,6 +21,7 @@ from ranking import N_ANSWER, make_sample
 from restkv_local import Llama
 from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.evaluation.answering import write_answer
+from restkv_local.markdown import write_table
 from restkv_local.policies.registry import POLICIES
 
 KEY = ("task", "tokens", "seed", "policy", "allocation", "budget")
@@ -81,14 +82,12 @@ def table(path: Path) -> str:
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in Log(path).rows():
         cells[tuple(row[key] for key in KEY if key != "seed")].append(row)
-    lines = [
-        "| task | tokens | policy | allocation | budget | found (95 %) | prefill t/s |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = [*(key for key in KEY if key != "seed"), "found (95 %)", "prefill t/s"]
+    lines = []
     for key, rows in sorted(cells.items(), key=str):
         speed = statistics.median(row["prefill_t_s"] for row in rows)
-        lines.append("| " + " | ".join(map(str, (*key, found_text(rows), f"{speed:.0f}"))) + " |")
-    return "\n".join(lines)
+        lines.append([*map(str, key), found_text(rows), f"{speed:.0f}"])
+    return write_table(head, lines, n_left=len(head))
 
 
 def main() -> None:

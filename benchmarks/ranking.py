@@ -37,6 +37,7 @@ from restkv_local.errors import ConfigError
 from restkv_local.evaluation.answering import write_answer
 from restkv_local.evaluation.likelihood import log_softmax
 from restkv_local.evaluation.tasks.niah import THINGS
+from restkv_local.markdown import write_table
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES, make_policy
 
@@ -228,18 +229,17 @@ def tables(rows: list[dict[str, Any]]) -> str:
         if full:
             seen = {(row["tokens"], row["seed"]): row for row in full[1.0]}
             lines += [f"Full cache: {cell_text(list(seen.values()))}", ""]
-        lines.append(
-            "| policy | allocation | " + " | ".join(f"{share:.0%}" for share in shares) + " |"
-        )
-        lines.append("|---|---|" + "---|" * len(shares))
 
         def merit(item: tuple[Any, dict[float, list[dict[str, Any]]]]) -> float:
             every = [row for cell in item[1].values() for row in cell]
             return -sum(row.get("hit", -row.get("kl", 0.0)) for row in every) / len(every)
 
-        for (policy, allocation), cell in sorted(lists.items(), key=merit):
-            texts = [cell_text(cell[share]) if share in cell else "" for share in shares]
-            lines.append(f"| {policy} | {allocation} | " + " | ".join(texts) + " |")
+        head = ["policy", "allocation", *(f"{share:.0%}" for share in shares)]
+        found = [
+            [*names, *(cell_text(cell[share]) if share in cell else "" for share in shares)]
+            for names, cell in sorted(lists.items(), key=merit)
+        ]
+        lines.append(write_table(head, found, n_left=len(head)))
     return "\n".join(lines[1:])
 
 

@@ -21,6 +21,7 @@ from needle import make_prompt
 
 from restkv_local import ChatSession, Llama
 from restkv_local.evaluation.prose import write_paragraphs
+from restkv_local.markdown import write_table
 
 N_TEXT = 1200  # tokens of the text with the fact
 # No two alike: a small model then repeats the pattern, with nothing evicted too.
@@ -69,21 +70,27 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         cells[row["cell"]].append(row)
-    lines = [
-        "| cache | known at first | of these known at last (95 %) | tokens seen | evictions between"
-        " | tokens read a turn, of these new |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = [
+        "cache", "known at first", "of these known at last (95 %)", "tokens seen", "evictions between",
+        "tokens read a turn, of these new",
+    ]  # fmt: skip
+    lines = []
     for name, lot in cells.items():
         knew = [row for row in lot if row["first"]]
-        n = len(lot)
-        lines.append(
-            f"| {name} | {len(knew)}/{n} | {found_text(knew, 'last')}"
-            f" | {sum(row['seen'] for row in lot) / n:,.0f} | {sum(row['events'] for row in lot) / n:.1f}"
-            f" | {sum(row['read'] for row in lot) / n / len(QUESTIONS):.0f},"
-            f" {sum(row['new'] for row in lot) / n / len(QUESTIONS):.0f} |"
+        seen, events, read, new = (
+            sum(row[key] for row in lot) / len(lot) for key in ("seen", "events", "read", "new")
         )
-    return "\n".join(lines)
+        lines.append(
+            [
+                name,
+                f"{len(knew)}/{len(lot)}",
+                found_text(knew, "last"),
+                f"{seen:,.0f}",
+                f"{events:.1f}",
+                f"{read / len(QUESTIONS):.0f}, {new / len(QUESTIONS):.0f}",
+            ]
+        )
+    return write_table(head, lines, n_left=len(head))
 
 
 def main() -> None:

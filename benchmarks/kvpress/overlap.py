@@ -25,6 +25,7 @@ from restkv_local.allocators.ada import Ada
 from restkv_local.allocators.base import Allocator, Demand
 from restkv_local.allocators.pyramid import Pyramid
 from restkv_local.allocators.uniform import Uniform
+from restkv_local.markdown import write_table
 from restkv_local.model.output_factors import factor_gram
 from restkv_local.planning import plan_eviction, protect_rows
 from restkv_local.policies.base import Policy, reduce_groups
@@ -320,17 +321,16 @@ def compare(case: Case, layers: list[Layer], capture: Mapping[str, Any]) -> F64:
 
 def make_table(found: F64) -> str:
     """Return the table and the reasons; ``found`` is (case, prompt, 2, ratio, n_layer, n_head_kv)."""
-    lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-    reasons = []
+    lines, reasons = [], []
     for case, results in zip(CASES, found, strict=True):
         kept, chosen = results.swapaxes(0, 1)
         means = kept.mean(axis=(0, 2, 3))
         figures = [f"{share:.4f}" for share in means]
-        cells = [case.name, case.press, case.alike, case.changed or "-", *figures]
-        lines.append(f"| {' | '.join(cells)} | {kept.min():.3f} | {chosen.mean():.4f} |")
+        figures += [f"{kept.min():.3f}", f"{chosen.mean():.4f}"]
+        lines.append([case.name, case.press, case.alike, case.changed or "-", *figures])
         if means.min() < 0.99:
             reasons.append(f"- {case.name}, {case.press}: {case.reason or 'not explained'}")
-    return "\n".join([*lines, OUTRO, *reasons])
+    return "\n".join([write_table(HEAD, lines, n_left=len(HEAD)), OUTRO, *reasons])
 
 
 def main() -> None:

@@ -14,12 +14,14 @@ Row = dict[str, Any]
 
 
 class Log:
-    """Samples in memory, and in a file where one is given."""
+    """Samples in memory, and in a file where one is given; a last line that was cut is measured again."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        lines = path.read_text().splitlines() if path and path.exists() else []
-        self._rows: list[Row] = [json.loads(line) for line in lines]
+        data = path.read_bytes() if path and path.exists() else b""
+        whole, end, rest = data.rpartition(b"\n")
+        self._rows: list[Row] = [json.loads(line) for line in whole.splitlines()]
+        self._cut_at = len(whole + end) if rest else None
 
     def __contains__(self, sample: Row) -> bool:
         """Tell whether a sample has been measured."""
@@ -33,8 +35,11 @@ class Log:
         """Keep one sample, on disk before anything else happens."""
         self._rows.append(row)
         if self._path:
-            with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with self._path.open("ab") as file:
+                if self._cut_at is not None:
+                    file.truncate(self._cut_at)
+                    self._cut_at = None
+                file.write(json.dumps(row).encode() + b"\n")
 
 
 def interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:

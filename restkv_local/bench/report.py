@@ -16,9 +16,9 @@ from restkv_local.bench.depths import SpeedLeft, compare_depths
 from restkv_local.bench.figures import Figure, summarise
 from restkv_local.bench.log import Sample, read_bench_log
 from restkv_local.bench.profile import PARTS
+from restkv_local.control_characters import show_path
 from restkv_local.errors import InputError
 from restkv_local.markdown import write_table
-from restkv_local.model.gguf_header import show_path
 
 _PHASES: Final = {"reading": "ttft", "writing": "tg"}
 

@@ -14,9 +14,9 @@ from platformdirs import user_data_path
 
 from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.config import Config
+from restkv_local.control_characters import show_path
 from restkv_local.engine import Snapshot
 from restkv_local.errors import ConfigError, SessionFileError
-from restkv_local.model.gguf_header import show_path
 from restkv_local.storage.container import read_container, read_meta, write_container
 from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
 from restkv_local.storage.sole_writer import sole_writer

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from restkv_local.control_characters import show_path
 from restkv_local.errors import InputError
 from restkv_local.evaluation.grid import Cell
-from restkv_local.model.gguf_header import show_path
 from restkv_local.storage.line_log import LineLog, LogKind, check_fields, read_lines
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from restkv_local.control_characters import show_path
 from restkv_local.errors import ModelError
 
 MAX_HEADER_BYTES = 256 << 20  # 256k tokens with merges take about 20 MiB
@@ -137,12 +138,6 @@ class Header:
     file_bytes: int
     unspelled: tuple[int, ...]
     digest: bytes  # sha256 over the raw header bytes of all parts
-
-
-def show_path(path: Path) -> str:
-    """Path as one printable line."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def read_header(path: str | Path) -> Header:

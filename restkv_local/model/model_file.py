@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from restkv_local.control_characters import show_path
 from restkv_local.errors import ConfigError, ModelError, UnsupportedModelError
 from restkv_local.model.architectures import REFUSED, VERIFIED, Architecture, RopeType
 from restkv_local.model.gguf_header import (
@@ -19,7 +20,6 @@ from restkv_local.model.gguf_header import (
     get_int,
     get_str,
     read_header,
-    show_path,
 )
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS, asserted by llama.cpp

@@ -15,8 +15,9 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from restkv_local.control_characters import show_path
 from restkv_local.errors import ModelError, UnsupportedModelError
-from restkv_local.model.gguf_header import Header, TensorInfo, read_header, show_path
+from restkv_local.model.gguf_header import Header, TensorInfo, read_header
 from restkv_local.model.model_file import ModelShape
 from restkv_local.types import F32
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from platformdirs import user_cache_path
 
+from restkv_local.control_characters import show_path
 from restkv_local.errors import ConfigError, ModelError
-from restkv_local.model.gguf_header import show_path
 
 Weights = Literal["q4_0", "q8_0", "f16"]
 Vocabulary = Literal["full", "small"]

@@ -19,8 +19,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from restkv_local.control_characters import show_path
 from restkv_local.errors import SessionFileError
-from restkv_local.model.gguf_header import show_path
 from restkv_local.storage.part_file import PartFile
 
 Arrays = Mapping[str, npt.NDArray[Any]]

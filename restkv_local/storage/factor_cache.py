@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 import numpy as np
 from platformdirs import user_cache_path
 
-from restkv_local.model.gguf_header import show_path
+from restkv_local.control_characters import show_path
 from restkv_local.model.model_file import ModelShape
 from restkv_local.model.output_factors import OutputMatrices
 from restkv_local.storage.part_file import PartFile

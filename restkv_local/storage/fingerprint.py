@@ -6,8 +6,9 @@ import hashlib
 import struct
 from pathlib import Path
 
+from restkv_local.control_characters import show_path
 from restkv_local.errors import ModelError
-from restkv_local.model.gguf_header import read_header, show_path
+from restkv_local.model.gguf_header import read_header
 
 # 4 MiB of a file of 40 GB: any training or requantising touches weights everywhere.
 _N_BLOCKS = 64

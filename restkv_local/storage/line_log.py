@@ -9,8 +9,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Generic, TypeVar, get_args, get_origin, get_type_hints
 
+from restkv_local.control_characters import show_path
 from restkv_local.errors import InputError
-from restkv_local.model.gguf_header import show_path
 
 Line = TypeVar("Line")
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from restkv_local.control_characters import show_path
 from restkv_local.errors import SessionFileError
-from restkv_local.model.gguf_header import show_path
 
 _WAIT_SECONDS: Final = 60
 

@@ -346,7 +346,9 @@ def print_tasks() -> None:
         if task.family != family:
             table.add_section()
             family = task.family
-        table.add_row(task.name, task.summary, task.needs or (task.takes and f"or {task.takes}"))
+        table.add_row(
+            task.name, task.summary, task.needs or (task.takes and f"{task.takes}, if there")
+        )
     table.add_section()
     for name, summary in TEXT_TASKS.items():
         table.add_row(name, summary, "")

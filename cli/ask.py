@@ -106,6 +106,8 @@ def ask(
     from restkv_local.storage.reading_cache import ReadingCache
 
     readings = None if no_cache else ReadingCache.of_user()
+    if readings is None and not asked and not converses:
+        refuse_idle(mode, no_cache=True, as_json=as_json)
     path = resolve_model(model)
     with (
         open_model(path, settings, verbose=verbose) as llama,
@@ -142,8 +144,8 @@ def refuse_idle(mode: str, *, no_cache: bool, as_json: bool) -> None:
     # With --json what the reading took is printed: that may be all that is wanted.
     if no_cache and not as_json:
         fail_usage(
-            "nothing to do: with --no-cache and no question the reading would be thrown away; give"
-            " -q TEXT, or leave --no-cache out to ask later"
+            "nothing to do: with --no-cache (or RESTKV_CACHE_LIMIT=0) and no question the reading would be"
+            " thrown away; give -q TEXT, or let it be kept to ask later"
         )
 
 

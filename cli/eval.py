@@ -96,6 +96,7 @@ def evaluate(
             "--seed",
             metavar="N",
             min=0,
+            max=2**32 - 1,
             help=f"Decides what is drawn; repeatable, {SEED} by default.",
             rich_help_panel=TASKS,
         ),

@@ -245,10 +245,17 @@ def _check_field(name: str, default: object, value: object) -> None:
         low, high = _BOUNDS[name]
         above = low < value if name in _POSITIVE else low <= value
         # Written so that NaN, which compares false with everything, is refused too.
-        if not (above and value <= high and math.isfinite(value)):
+        if not (above and value <= high and _is_finite(value)):
             rule = f"above {low:g}" if name in _POSITIVE else f"at least {low:g}"
             limit = f" and at most {high:.0f}" if math.isfinite(high) else " and finite"
             raise ConfigError(f"{name} must be {rule}{limit}; {given}")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 # What everyone else takes defaults from: a slotted class does not show them itself.

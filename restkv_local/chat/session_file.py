@@ -18,6 +18,7 @@ from restkv_local.control_characters import show_path
 from restkv_local.engine import Snapshot
 from restkv_local.errors import ConfigError, SessionFileError
 from restkv_local.storage.container import read_container, read_meta, write_container
+from restkv_local.storage.line_log import check_fields
 from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
 from restkv_local.storage.sole_writer import sole_writer
 
@@ -196,19 +197,38 @@ def read_session(path: str | Path) -> SavedSession:
     path = Path(path)
     meta, arrays = read_container(path, KIND)
     try:
-        return SavedSession(
-            **{field: meta[field] for field in _PLAIN if field != "opened"},
-            opened=tuple(meta["opened"]),
-            config=Config(**meta["config"]),
-            turns=tuple(_turn(turn) for turn in meta["turns"]),
-            snapshot=unpack_snapshot(meta["snapshot"], arrays) if "snapshot" in meta else None,
-            path=path,
+        return _check(
+            SavedSession(
+                **{field: meta[field] for field in _PLAIN if field != "opened"},
+                opened=tuple(meta["opened"]),
+                config=Config(**meta["config"]),
+                turns=tuple(_turn(turn) for turn in meta["turns"]),
+                snapshot=unpack_snapshot(meta["snapshot"], arrays) if "snapshot" in meta else None,
+                path=path,
+            )
         )
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SessionFileError(
             f"{show_path(path)} does not fit this version of restkv-local ({error}): "
             "use the version that wrote it, or begin anew under another name"
         ) from error
+
+
+def _check(session: SavedSession) -> SavedSession:
+    """Raise TypeError or ValueError for what a file by somebody else may hold."""
+    check_fields(session)
+    counts = [*session.opened, session.n_drawn, session.seed]
+    for turn in session.turns:
+        check_fields(turn)
+        counts.append(turn.n_drawn)
+        for attachment in turn.documents:
+            check_fields(attachment)
+    if session.snapshot is not None:
+        counters = check_fields(session.snapshot.counters)
+        counts += [counters.seen, counters.peak, counters.events, session.snapshot.moments.n]
+    if not all(0 <= count < 2**32 for count in counts):
+        raise ValueError(f"a count is not within 0 and 2^32: {counts}")
+    return session
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from restkv_local.errors import InputError
 
 Kind = type | tuple[type, ...]
 
-_WORDS: Final = {str: "text", int: "number", float: "number", list: "list", dict: "object"}
+_WORDS: Final = {
+    str: "text",
+    int: "number",
+    float: "number",
+    list: "list",
+    dict: "object",
+    type(None): "null",
+}
 
 
 def read_jsonl(path: Path, fields: Mapping[str, Kind]) -> Iterator[dict[str, Any]]:
@@ -49,7 +56,7 @@ def _parse(line: bytes, place: str, fields: Mapping[str, Kind]) -> dict[str, Any
         raise InputError(f"{place} is not UTF-8 text: offset {error.start} of the line") from None
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{place} is not JSON: {error.msg} at character {error.pos}; each line must be one object"
+            f"{place} is not JSON: {error.msg} (character {error.pos}); each line must be one object"
         ) from None
     except (ValueError, RecursionError) as error:  # thousands of digits or brackets
         raise InputError(f"{place} cannot be read as JSON: {error}") from None

@@ -167,7 +167,7 @@ def check_fields(line: Line) -> Line:
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is what a field's annotation says."""
+    """Whether a value is what a field's annotation says; fields of a dataclass within are not looked at."""
     kind, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -175,10 +175,17 @@ def _is_a(value: Any, hint: Any) -> bool:
         return any(_is_a(value, one) for one in args)
     if kind is list:
         return isinstance(value, list) and all(_is_a(one, args[0]) for one in value)
+    if kind is tuple:
+        kinds = args[:1] * len(value) if args[1:] == (...,) and isinstance(value, tuple) else args
+        return (
+            isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_a, value, kinds))
+        )
     if kind in (dict, Mapping):
         return isinstance(value, dict) and all(_is_a(one, args[1]) for one in value.values())
-    if hint is float:
-        return isinstance(value, int | float)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(
+            value, bool
+        )
     return isinstance(value, hint)
 
 

@@ -47,8 +47,16 @@ def tiny(tmp_path):
     ("args", "code", "message"),
     [
         (["-q", " "], 2, "a question is empty"),
-        (["--no-cache"], 2, "nothing to do: with --no-cache and no question"),
-        (["--no-cache", "--mode", "ingest"], 2, "nothing to do: with --no-cache and no question"),
+        (
+            ["--no-cache"],
+            2,
+            "nothing to do: with --no-cache (or RESTKV_CACHE_LIMIT=0) and no question",
+        ),
+        (
+            ["--no-cache", "--mode", "ingest"],
+            2,
+            "nothing to do: with --no-cache (or RESTKV_CACHE_LIMIT=0) and no question",
+        ),
         (["--mode", "per-question"], 2, "nothing to do: --mode per-question"),
         (["--mode", "per-question", "--json"], 2, "nothing to do: --mode per-question"),
         (["-q", "Why?", "--budget", "0"], 2, "budget"),

@@ -126,7 +126,7 @@ def test_jsonl_skips_blank_lines_and_a_byte_order_mark(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"a": 1', "is not JSON: Expecting ',' delimiter at character 7"),
+        (b'{"a": 1', "is not JSON: Expecting ',' delimiter (character 7)"),
         (b"[1]", "holds list; each line must be one JSON object"),
         (b'{"b": 1}', "lacks the field 'a'; its fields are b"),
         (b"{}", "lacks the field 'a'; its fields are none"),

@@ -450,3 +450,41 @@ def test_without_a_place_for_the_lock_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "file" / "none"))
     with pytest.raises(SessionFileError, match=r"its lock lies in .*none"):
         write_session(tmp_path / "a", saved())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"opened": []},
+        {"opened": "999"},
+        {"opened": [1, 2, -3]},
+        {"text": 5},
+        {"system": ["x"]},
+        {"n_drawn": None},
+        {"n_drawn": 2**40},
+        {"seed": True},
+        {"config": {"scale": 10**400}},
+        {"config": {"n_predict": 10**400}},
+        {"turns": [{"question": 5}]},
+        {"turns": [{"question": "x", "answer": 5}]},
+        {"turns": [{"question": "x", "documents": [{"name": "a", "text": 5, "sha256": "f"}]}]},
+    ],
+    ids=str,
+)
+def test_fields_of_another_kind_are_refused_in_one_line(tmp_path, change):
+    """A file whose digest is right: somebody wrote it so."""
+    path = tmp_path / "s"
+    write_session(path, saved())
+    meta, arrays = read_container(path, "session")
+    for name, value in change.items():
+        if name == "config":
+            value = {**meta["config"], **value}
+        if name == "turns":
+            value = [{**meta["turns"][0], **value[0]}]
+        meta[name] = value
+    write_container(path, "session", meta, arrays)
+    before = path.read_bytes()
+    with pytest.raises(SessionFileError, match="does not fit this version") as refusal:
+        read_session(path)
+    assert "\n" not in str(refusal.value)
+    assert path.read_bytes() == before

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from restkv_local.errors import ConfigError, InputError
 from restkv_local.evaluation import LENGTH, N_SAMPLES, SEED
@@ -149,6 +149,22 @@ class Request:
             sample.context, sample.question, n_prompt - n_prefix, self.encode, self.decode
         )
         return replace(sample, context=context, question=question)
+
+
+def read_references(answers: Sequence[Any], place: str) -> tuple[str, ...]:
+    """Return the right answers of a record as text.
+
+    Raises
+    ------
+    InputError
+        If there is none, or one is neither text nor a number, or empty.
+    """
+    for answer in answers:
+        if not isinstance(answer, str | int | float) or not str(answer).strip():
+            raise InputError(f"{place} has the answer {answer!r}, which must be text or a number")
+    if not answers:
+        raise InputError(f"{place} has no answer, so it cannot be scored")
+    return tuple(str(answer) for answer in answers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

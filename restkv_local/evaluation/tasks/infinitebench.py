@@ -11,7 +11,7 @@ from typing import Any, Final
 from restkv_local.errors import InputError
 from restkv_local.evaluation.jsonl import Kind, read_jsonl
 from restkv_local.evaluation.sample import Sample
-from restkv_local.evaluation.tasks.base import Request, Task
+from restkv_local.evaluation.tasks.base import Request, Task, read_references
 
 _LETTERS: Final = "ABCD"
 _HIDDEN: Final = "There is an important info hidden inside a lot of irrelevant text. Find it"
@@ -152,9 +152,7 @@ def _make_sample(
     task: str, dataset: _Dataset, record: dict[str, Any], place: str, number: int, request: Request
 ) -> Sample:
     answer = record["answer"]
-    references = tuple(str(each) for each in (answer if isinstance(answer, list) else [answer]))
-    if not references:
-        raise InputError(f"{place} has an empty answer; {task} cannot be scored without")
+    references = read_references(answer if isinstance(answer, list) else [answer], place)
     if dataset.metric == "first_number" and not _is_number(references[0]):
         raise InputError(f"{place} has the answer {references[0]!r}, which must be a number")
     words = {"input": record["input"]}
@@ -169,7 +167,7 @@ def _make_sample(
     ending = dataset.gap if question and dataset.answer_prefix else ""
     return Sample(
         task=task,
-        id=str(record.get("id", number)),
+        id=f"{number}-{record['id']}" if "id" in record else str(number),
         context=f"{_fill(dataset.before, words)}{record['context']}\n\n",
         question=f"{question}{ending}",
         answer_prefix=dataset.answer_prefix,

@@ -10,7 +10,7 @@ from typing import Any, Final
 from restkv_local.errors import InputError
 from restkv_local.evaluation.jsonl import Kind, read_jsonl
 from restkv_local.evaluation.sample import Sample
-from restkv_local.evaluation.tasks.base import Request, Task
+from restkv_local.evaluation.tasks.base import Request, Task, read_references
 
 _PASSAGES: Final = (
     "Answer the question based on the given passages. Only give me the answer and do not output any other"
@@ -232,17 +232,16 @@ def _make_sample(
     task: str, dataset: _Dataset, record: dict[str, Any], place: str, number: int, request: Request
 ) -> Sample:
     classes = record["all_classes"]
-    if not record["answers"] or (dataset.metric == "classification" and not classes):
-        lacking = "answers" if not record["answers"] else "all_classes"
-        raise InputError(f"{place} has an empty {lacking}; {task} cannot be scored without")
+    if dataset.metric == "classification" and not classes:
+        raise InputError(f"{place} has an empty all_classes; {task} cannot be scored without")
     # Not str.format: braces in the question are the question's own.
     question = dataset.question.replace("{input}", record["input"])
     return Sample(
         task=task,
-        id=str(record.get("_id", number)),
+        id=f"{number}-{record['_id']}" if "_id" in record else str(number),
         context=f"{dataset.before}{record['context']}{dataset.after}",
         question=question,
-        references=tuple(str(answer) for answer in record["answers"]),
+        references=read_references(record["answers"], place),
         max_new_tokens=dataset.max_new_tokens,
         metric=dataset.metric,
         uses_template=dataset.uses_template,

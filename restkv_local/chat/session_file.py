@@ -209,7 +209,7 @@ def read_session(path: str | Path) -> SavedSession:
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SessionFileError(
-            f"{show_path(path)} does not fit this version of restkv-local ({error}): "
+            f"{show_path(path)} does not fit this version of restkv-local ({error!s:.200}): "
             "use the version that wrote it, or begin anew under another name"
         ) from error
 
@@ -217,7 +217,7 @@ def read_session(path: str | Path) -> SavedSession:
 def _check(session: SavedSession) -> SavedSession:
     """Raise TypeError or ValueError for what a file by somebody else may hold."""
     check_fields(session)
-    counts = [*session.opened, session.n_drawn, session.seed]
+    counts = [*session.opened, session.n_drawn]
     for turn in session.turns:
         check_fields(turn)
         counts.append(turn.n_drawn)
@@ -226,8 +226,10 @@ def _check(session: SavedSession) -> SavedSession:
     if session.snapshot is not None:
         counters = check_fields(session.snapshot.counters)
         counts += [counters.seen, counters.peak, counters.events, session.snapshot.moments.n]
-    if not all(0 <= count < 2**32 for count in counts):
-        raise ValueError(f"a count is not within 0 and 2^32: {counts}")
+    if not all(0 <= count < 2**31 for count in counts) or not 0 <= session.seed < 2**32:
+        raise ValueError(
+            f"counts {counts} or seed {session.seed} are beyond what a session counts to"
+        )
     return session
 
 

@@ -172,6 +172,8 @@ def fit_rows(wanted: F64, least: I32, most: I32, total: int) -> I32:
     -------
     ndarray of the same shape, int32
     """
+    # By a power of two, which rounds nothing: the least numbers there are have no reciprocal.
+    wanted = np.ldexp(wanted, -np.frexp(wanted.max(initial=0.0))[1])
     faint = _FAINT * wanted.max(initial=0.0)
     weights = np.maximum(wanted, faint) if faint > 0 else np.ones(wanted.shape)
     shares = np.zeros(wanted.shape)

@@ -133,6 +133,11 @@ def demands(draw):
     )
 
 
+@pytest.mark.parametrize("unit", [5e-324, 2e-313, 1e-308, 1e300])
+def test_only_proportions_count_however_small_or_large_the_numbers(unit):
+    assert fit([unit, 3 * unit], 40) == [10, 30]
+
+
 @given(demands(), st.data())
 def test_a_demand_is_met_exactly_or_refused(demand, data):
     wish = st.floats(0, 100)

@@ -11,7 +11,6 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any, Final
 
 import pypdfium2 as pdfium
@@ -69,14 +68,17 @@ def read_pdf(data: bytes, name: str) -> tuple[str, tuple[Mark, ...], tuple[str, 
         ) from None
     try:
         form = document.get_formtype()
+        form_notes = _XFA_NOTE if form in _XFA_FORMS else ()
         if form != pdfium_c.FORMTYPE_NONE:
-            with suppress(pdfium.PdfiumError):  # then the fields are missing, not the pages
+            try:
                 document.init_forms()
+            except pdfium.PdfiumError:
+                form_notes = ("the PDF has a form that cannot be opened: its fields are missing",)
         pages = [_read_page(document, index) for index in range(n_pages)]
     finally:
         document.close()
     text, marks, notes = _join_pages(pages, name, is_whole=b"%%EOF" in data[-1024:])
-    return text, marks, (*notes, *_XFA_NOTE) if form in _XFA_FORMS else notes
+    return text, marks, (*notes, *form_notes)
 
 
 def _read_page(document: pdfium.PdfDocument, index: int) -> str | None:

@@ -103,4 +103,6 @@ def test_a_form_that_cannot_be_opened_costs_its_fields_alone(monkeypatch):
         raise pdfium.PdfiumError("no form environment")
 
     monkeypatch.setattr(pdfium.PdfDocument, "init_forms", fail)
-    assert parse_document(make_form("Ada Lovelace"), "a.pdf").text == "Name:"
+    document = parse_document(make_form("Ada Lovelace"), "a.pdf")
+    assert document.text == "Name:"
+    assert "its fields are missing" in document.notes[0]

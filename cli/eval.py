@@ -315,7 +315,10 @@ def evaluate(
                 f"note: the last line of {log} was not whole; it is dropped and measured again"
             )
         if kept.records:
-            print_note(f"{log} has {len(kept.records):,} scores; the others are added", style="dim")
+            print_note(
+                f"{log} has {len(kept.records):,} score{'' if len(kept.records) == 1 else 's'}; the others are added",
+                style="dim",
+            )
         try:
             with show_progress() as (update, say_failure):
                 result = run_eval(

@@ -337,6 +337,9 @@ class Repl:
 
     def _context(self, argument: str) -> None:
         view = self._session.context()
+        if not view.capacity:
+            print_note(f"nothing was read yet, budget {self._session.llama.engine.config.budget}")
+            return
         print_note(
             f"KV {view.kept:,.0f}/{view.seen:,} kept, budget {view.budget:,}, "
             f"capacity {view.capacity:,}, pinned {view.n_pinned:,}\n"

@@ -34,7 +34,7 @@ class ModelError(RestKVError):
 
 
 class UnsupportedModelError(ModelError):
-    """The model was opened, but its cache cannot be evicted as asked."""
+    """The model was opened, but its cache cannot be evicted, whatever is asked."""
 
 
 class PlanError(RestKVError):

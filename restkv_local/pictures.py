@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from restkv_local.errors import InputError
+from restkv_local.errors import ConfigError, InputError
 from restkv_local.optional import check_installed
 
 if TYPE_CHECKING:
@@ -32,15 +32,13 @@ def check_picture(path: Path) -> None:
     Raises
     ------
     ConfigError
-        If matplotlib is not installed.
-    InputError
-        If ``path`` cannot be a file.
+        If matplotlib is not installed, or ``path`` cannot be a file.
     """
     check_matplotlib()
     if os.path.isdir(path):
-        raise InputError(f"{path} is a directory; name a file for the picture")
+        raise ConfigError(f"{path} is a directory; name a file for the picture")
     if not os.path.isdir(path.parent):
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def open_figure(width: float, height: float) -> Figure:

@@ -108,7 +108,7 @@ class DocumentReader:
     mode : {"auto", "per-question", "shared", "ingest"}
         ``"per-question"`` reads all again for each question, which says at every eviction what matters:
         most exact. ``"shared"`` reads once, and all questions together say it. ``"ingest"`` reads once
-        without any: by kvzip with the allocation global, unless the model was given another policy.
+        without any: by kvzip with the allocation global, unless the model was given another policy or a guide.
         ``"auto"`` is the first for one question, the second for several, the third for none.
     questions : sequence of str
         Those known from the start.
@@ -158,11 +158,9 @@ class DocumentReader:
 
     def _take_over(self) -> Engine:
         config = self._old.config
-        asked_for_nothing = (config.policy, config.allocation) == (
-            DEFAULTS.policy,
-            DEFAULTS.allocation,
-        )
-        if self.mode == "ingest" and asked_for_nothing:
+        rules = (config.policy, config.allocation)
+        asked_for_nothing = rules == (DEFAULTS.policy, DEFAULTS.allocation)
+        if self.mode == "ingest" and asked_for_nothing and config.guide in ("auto", "off"):
             config = replace(config, policy=INGEST_POLICY, allocation=INGEST_ALLOCATION)
         if self.mode == "shared" and config.guide == "auto":
             n_guide = len(self._shared_guide())
@@ -217,7 +215,8 @@ class DocumentReader:
             return self._read_shared(on_progress)
 
     def _read_shared(self, on_progress: OnProgress | None) -> ReadingReport:
-        guide = self._shared_guide() if self.mode == "shared" else []
+        is_known = self.mode == "shared" or self._engine.config.guide != "auto"
+        guide = self._shared_guide() if is_known else []
         self.reading, _, self._kept = self._read(self._before, guide, on_progress, keep=True)
         return self.reading
 
@@ -242,9 +241,9 @@ class DocumentReader:
         if self.mode == "per-question":
             whole = [*prompt.before, *prompt.after]
             reading, logits, _ = self._read(whole, prompt.guide, on_progress, keep=False)
-            n_read = reading.prompt_n
+            n_read = 0 if reading.from_cache else reading.prompt_n
             if reading.from_cache:
-                notes.append(f"read before: {n_read:,} tokens from the cache folder")
+                notes.append(f"read before: {reading.prompt_n:,} tokens from the cache folder")
         else:
             n_read = self._go_back(prompt, notes, on_progress)
             self._engine.read(prompt.after, guide=prompt.guide, on_progress=on_progress)

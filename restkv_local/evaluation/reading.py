@@ -87,9 +87,7 @@ class Reader:
         Raises
         ------
         ConfigError
-            If its rules do not go together.
-        UnsupportedModelError
-            If the model's rows cannot be moved so.
+            If its rules do not go together, or the model's rows cannot be moved so.
         """
         config = self.config(cell)
         check_supported(

@@ -202,9 +202,9 @@ def check_supported(
     Raises
     ------
     UnsupportedModelError
-        With the reason in one line.
+        If no option would help, with the reason in one line.
     ConfigError
-        If a KV type or ``positions`` is not a known name.
+        If a KV type or ``positions`` is not a known name, or one that this model cannot have.
     """
     _cache_type(type_k)
     _cache_type(type_v)
@@ -219,19 +219,19 @@ def check_supported(
     ):
         block = CACHE_TYPES[kind][0]
         if head_dim % block:
-            raise UnsupportedModelError(
+            raise ConfigError(
                 f"{prefix} with {kind} rows: head_dim {head_dim} is not a multiple of {block}, "
                 f"so rows cannot move as whole blocks; use {flag} f16"
             )
         if _row_bytes(head_dim, kind) % _WORD:
-            raise UnsupportedModelError(
+            raise ConfigError(
                 f"{prefix} with {kind} rows: with head_dim {head_dim} they have {_row_bytes(head_dim, kind)} bytes,"
                 f" and rows move as whole 32-bit words; use {flag} f16"
             )
     wanted = POSITIONS if positions == "auto" else (positions,)
     obstacles = [_position_obstacle(shape, type_k, choice) for choice in wanted]
     if all(obstacles):
-        raise UnsupportedModelError(f"{prefix}: " + "; and ".join(filter(None, obstacles)))
+        raise ConfigError(f"{prefix}: " + "; and ".join(filter(None, obstacles)))
 
 
 def supported_positions(shape: ModelShape, *, type_k: str = "f16") -> tuple[str, ...]:

@@ -92,6 +92,18 @@ def test_reading_without_a_question_has_a_policy_of_its_own(open_llama, document
     assert (found.kv["policy"], found.kv["allocation"]) == ("snapkv", "uniform")
 
 
+def test_a_guide_of_ones_own_says_what_matters_before_any_question(open_llama, document):
+    kept = []
+    for guide in ("where is the ship?", "who rows?"):
+        llama = open_llama(MODEL, **SMALL, guide=guide)
+        with DocumentReader(llama, [document], mode="ingest") as reader:
+            reader.read()
+            assert reader.reading.kv["policy"] == "restkv"
+            assert reader.reading.kv["guide_ms"] > 0
+            kept.append(llama.engine.rows.positions.tobytes())
+    assert kept[0] != kept[1]
+
+
 @pytest.mark.parametrize("mode", ["per-question", "shared", "ingest"])
 def test_a_document_that_was_read_before_is_not_read_again(open_llama, document, tmp_path, mode):
     readings = ReadingCache(tmp_path / "readings")
@@ -103,6 +115,8 @@ def test_a_document_that_was_read_before_is_not_read_again(open_llama, document,
         found.append([one.response for one in answers(llama, document, [ONE, TWO], **options)])
     assert found[0] == found[1]
     assert sum(chunk.total for chunk in chunks) < 160
+    (again,) = answers(open_llama(MODEL, **SMALL), document, [ONE], mode=mode, readings=readings)
+    assert again.timings["prompt_n"] < 160  # what was not read has no pace
     other = parse_document(document.text[:-9].encode(), "log.txt")
     answers(llama, other, [ONE, TWO], **options)
     assert max(chunk.total for chunk in chunks) > 1000

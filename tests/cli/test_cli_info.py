@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from restkv_local.cli.main import chat_main, main
@@ -37,11 +38,12 @@ def test_numbers(run_cli, model):
     assert row["bytes"] == 1280 * 512
 
 
-def test_chunk_and_types_count(run_cli, model):
+def test_chunk_and_types_count(run_cli, tmp_path):
+    model = builders.llama(head_dim=64).write(tmp_path / "m.gguf")
     facts = facts_of(
         run_cli, model, "--budget", "512", "-ub", "128", "-ctk", "q8_0", "-ctv", "q4_0"
     )
-    assert facts["kv_bytes_per_token"] == 2 * 2 * (34 + 18)
+    assert facts["kv_bytes_per_token"] == 2 * 2 * (2 * 34 + 2 * 18)
     assert facts["memory"][0]["capacity"] == 768
     assert facts["positions"] == ["original"]
 
@@ -62,14 +64,21 @@ def test_tables_are_for_people_and_on_stdout(run_cli, model):
     assert "2,048 (trained)" in result.out
 
 
-def test_a_model_that_cannot_run_says_why(run_cli, model):
-    args = ["info", model, "-ctk", "q4_0", "--positions", "compact"]
-    result = run_cli(*args, command=main)
+def test_a_model_that_cannot_run_says_why(run_cli, tmp_path):
+    path = replace(builders.llama(), arch="gptx").write(tmp_path / "m.gguf")
+    result = run_cli("info", path, command=main)
     assert result.code == 0
     assert "not supported: " in result.out
-    facts = facts_of(run_cli, *args[1:])
+    facts = facts_of(run_cli, path)
     assert facts["supported"] is False
-    assert "q4_0" in facts["reason"]
+    assert "'gptx' is not verified" in facts["reason"]
+
+
+def test_an_option_that_a_model_cannot_have_is_refused_as_usage(run_cli, tmp_path):
+    model = builders.llama(head_dim=64).write(tmp_path / "m.gguf")
+    result = run_cli("info", model, "-ctk", "q4_0", "--positions", "compact", command=main)
+    assert (result.code, result.out) == (2, "")
+    assert "use -ctk f16 or --positions original" in result.err
 
 
 def test_sliding_window_layers_are_counted_apart(run_cli, tmp_path):

@@ -225,6 +225,12 @@ def test_undo_regen_and_edit(talk):
     assert questions(said) == ["one", "six"]
 
 
+def test_before_anything_is_read_the_context_is_the_budget(talk):
+    said = talk("/context", "/budget 25%", "/context")
+    assert "nothing was read yet, budget 25%" in said.err
+    assert "budget 0" not in said.err
+
+
 def test_an_edit_that_is_broken_off_changes_nothing(talk):
     said = talk("one", "/edit", "", "/context")
     assert "nothing was changed" in said.err

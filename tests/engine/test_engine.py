@@ -10,7 +10,6 @@ from restkv_local.errors import (
     CacheFullError,
     ConfigError,
     NativeError,
-    UnsupportedModelError,
 )
 from restkv_local.model.model_file import scoring_bytes
 from restkv_local.native import FAILED
@@ -353,7 +352,7 @@ def test_a_budget_larger_than_memory_is_refused_before_anything_is_allocated(ope
 def test_combinations_that_cannot_work_are_refused_before_loading(
     open_llama, model, options, reason
 ):
-    with pytest.raises(UnsupportedModelError, match=reason):
+    with pytest.raises(ConfigError, match=reason):
         open_llama(model, **options)
 
 

@@ -77,7 +77,7 @@ def test_interleaved_windows_follow_the_pattern_and_keep_original_positions(tmp_
     assert (shape.n_swa, shape.softcap) == (64, 0.0)
     assert supported_positions(shape) == ("original",)
     check_supported(shape)
-    with pytest.raises(UnsupportedModelError, match="sliding-window layers"):
+    with pytest.raises(ConfigError, match="sliding-window layers"):
         check_supported(shape, positions="compact")
 
 
@@ -189,10 +189,10 @@ def test_long_rope_allows_compact_positions_only(tmp_path):
     assert shape.has_long_rope
     assert supported_positions(shape) == ("compact",)
     check_supported(shape)
-    with pytest.raises(UnsupportedModelError, match="--positions compact"):
+    with pytest.raises(ConfigError, match="--positions compact"):
         check_supported(shape, positions="original")
     # Neither choice is left with quantised keys: both reasons in one line.
-    with pytest.raises(UnsupportedModelError, match=r"--positions compact; and .*q8_0"):
+    with pytest.raises(ConfigError, match=r"--positions compact; and .*q8_0"):
         check_supported(shape, type_k="q8_0")
 
 
@@ -200,18 +200,18 @@ def test_layers_without_rope_forbid_compact_positions(tmp_path):
     shape = read_model(builders.smollm3().write(tmp_path / "m.gguf"))
     assert shape.nope_layers == (False, False, False, True)
     check_supported(shape)
-    with pytest.raises(UnsupportedModelError, match="layers without RoPE"):
+    with pytest.raises(ConfigError, match="layers without RoPE"):
         check_supported(shape, positions="compact")
     shape = shape_of(tmp_path, "granite", granite__rope__scaling__finetuned=scalar("bool", False))
     assert shape.rope_type == "none"
-    with pytest.raises(UnsupportedModelError, match="has no RoPE"):
+    with pytest.raises(ConfigError, match="has no RoPE"):
         check_supported(shape, positions="compact")
 
 
 @pytest.mark.parametrize("type_k", ["q8_0", "q4_0", "bf16"])
 def test_compact_positions_want_precise_keys(tmp_path, type_k):
     shape = shape_of(tmp_path, **heads_of(64))
-    with pytest.raises(UnsupportedModelError, match=f"rounding of {type_k} keys"):
+    with pytest.raises(ConfigError, match=f"rounding of {type_k} keys"):
         check_supported(shape, type_k=type_k, positions="compact")
     check_supported(shape, type_k=type_k, type_v="q4_0", positions="original")
     check_supported(shape, type_v="q4_0", positions="compact")
@@ -226,7 +226,7 @@ def test_compact_positions_want_precise_keys(tmp_path, type_k):
 def test_quantised_rows_want_whole_blocks_and_words(tmp_path, option, head_dim, reason):
     shape = shape_of(tmp_path, **heads_of(head_dim))
     check_supported(shape)
-    with pytest.raises(UnsupportedModelError, match=reason):
+    with pytest.raises(ConfigError, match=reason):
         check_supported(shape, **{option: "q8_0"}, positions="original")
 
 

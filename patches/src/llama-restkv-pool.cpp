@@ -34,6 +34,11 @@ restkv_tiles tiles_of(bool probe) {
     return off ? RESTKV_TILES_UPSTREAM : probe ? RESTKV_TILES_ANY : RESTKV_TILES_EQUAL;
 }
 
+// Bytes that a view for attention must begin at a multiple of: Vulkan binds buffers at such steps only, and aborts.
+size_t step_of(ggml_backend_buffer_type_t buft) {
+    return std::strncmp(ggml_backend_buft_name(buft), "Vulkan", 6) == 0 ? ggml_backend_buft_get_alignment(buft) : 1;
+}
+
 } // namespace
 
 std::vector<llama_restkv_group> llama_restkv_groups(const llama_restkv_segments & segments) {
@@ -194,6 +199,15 @@ void llama_restkv_pool::alloc() {
         for (const auto * layer : mine) {
             if (hparams.n_embd_head_k(layer->il) != head_dim_k || hparams.n_embd_head_v(layer->il) != head_dim_v) {
                 throw std::runtime_error("restkv: layers of one device differ in head size; the pool needs one size");
+            }
+        }
+
+        const int64_t n_apart = ragged() ? 1 : n_rows; // segments begin at multiples of so many rows
+        for (const auto & [type, head_dim] : { std::pair(type_k, head_dim_k), std::pair(type_v, head_dim_v) }) {
+            if (const size_t n = ggml_row_size(type, head_dim)*n_apart % step_of(dev.buft); n > 0) {
+                throw std::runtime_error(std::string("restkv: ") + ggml_backend_buft_name(dev.buft) + " reads memory from every "
+                        + std::to_string(step_of(dev.buft)) + " bytes on, where " + ggml_type_name(type) + " rows of unequal budgets do not begin;"
+                        " use f16 K and V (-ctk, -ctv) or --allocation uniform");
             }
         }
 
@@ -438,9 +452,21 @@ ggml_tensor * llama_restkv_pool::attend(
 
     ggml_tensor * cur = ggml_flash_attn_ext(ctx, q, rows(layer.pool_k), rows(layer.pool_v), kq_mask, kq_scale, hparams.f_max_alibi_bias, softcap);
     restkv_ask_for_tiles(cur, tiles);
+    if (ggml_backend_buft_is_host(layer.buft)) {
+        // else a GPU that takes large batches off the CPU would have the rows copied to it for each of them
+        ggml_backend_sched_set_tensor_backend(g.sched, cur, g.backend_cpu);
+    }
     g.res->add_fused_node({LLM_FUSED_OP_FLASH_ATTN, cur, (int) layer.il});
     ggml_flash_attn_ext_add_sinks(cur, sinks);
     ggml_prec_set_acc(cur, GGML_PREC_F32);
+
+    // Rows would go to another device and back with each batch; and views that overlap cannot go.
+    ggml_backend_dev_t device = ggml_backend_buft_get_device(layer.buft);
+    if (device && !ggml_backend_dev_supports_op(device, cur)) {
+        throw std::runtime_error(std::string("restkv: ") + ggml_backend_dev_name(device) + " has no attention for heads of "
+                + std::to_string(q->ne[0]) + " with " + ggml_type_name(layer.pool_k->type) + " K and " + ggml_type_name(layer.pool_v->type)
+                + " V; use other types (-ctk, -ctv) or leave the layers on the CPU (-ngl 0)");
+    }
     return cur;
 }
 

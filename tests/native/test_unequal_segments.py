@@ -68,7 +68,7 @@ def test_rows_survive_many_rounds_of_new_shares(open_native, tokens, n_head_kv, 
 @pytest.mark.parametrize("compact", [False, True], ids=["original", "compact"])
 @pytest.mark.parametrize("n_head_kv", [4, 2, 1])
 def test_logits_equal_masked_attention_over_the_same_rows(
-    open_native, tokens, n_head_kv, compact, tmp_path
+    open_native, tokens, on_gpu, n_head_kv, compact, tmp_path
 ):
     """The control: nothing evicted, but every row that would have been is masked."""
     model = builders.llama(n_head=4, n_head_kv=n_head_kv, head_dim=64, n_embd=64)
@@ -94,12 +94,12 @@ def test_logits_equal_masked_attention_over_the_same_rows(
         native.decode([token])
         expected = oracle.step(token, position + 1 + step, keys, rows[1], keep)
         error = np.sum((native.logits() - expected) ** 2) / np.sum(expected**2)
-        assert error <= 1e-6
+        assert error <= (1e-5 if on_gpu else 1e-6)
 
 
 @pytest.mark.parametrize("model", ["gqa-3", "gemma2-softcap"])
 @pytest.mark.parametrize("name", REQUESTS)
-def test_contractions_equal_numpy_where_rows_are_absent(open_native, tokens, name, model):
+def test_contractions_equal_numpy_where_rows_are_absent(open_native, tokens, on_gpu, name, model):
     native = open_native(MODELS[model], n_slots=N_SLOTS)
     native.decode(tokens(64))
     native.decode(tokens(60, seed=1))
@@ -109,7 +109,7 @@ def test_contractions_equal_numpy_where_rows_are_absent(open_native, tokens, nam
     native.decode(tokens(30, seed=2))
     n_rows = np.count_nonzero(keep, axis=-1) + 30
     absent = native.used - n_rows
-    assert_same_observations(*observe_both(native, REQUESTS[name], 17, absent), tolerance=2e-3)
+    assert_same_observations(*observe_both(native, REQUESTS[name], 17, absent), 2e-3, on_gpu)
 
 
 def test_clearing_makes_segments_equal_again(open_native, tokens):

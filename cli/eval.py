@@ -21,8 +21,8 @@ from restkv_local.cli._console import (
 )
 from restkv_local.cli._turn import open_model
 
-from restkv_local.config import DEFAULTS
-from restkv_local.evaluation import BUDGET, LENGTH, N_SAMPLES, N_SCORED, SEED, Question
+from restkv_local.config import DEFAULT_SHARE, DEFAULTS
+from restkv_local.evaluation import LENGTH, N_SAMPLES, N_SCORED, SEED, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,7 +174,7 @@ def evaluate(
         typer.Option(
             "--budget",
             metavar="N|SIZE|PERCENT",
-            help=f"Rows kept per layer and KV head; repeatable, {BUDGET} by default.",
+            help=f"Rows kept per layer and KV head; repeatable, {DEFAULT_SHARE} by default.",
             rich_help_panel=GRID,
         ),
     ] = None,
@@ -277,7 +277,7 @@ def evaluate(
         cells=make_cells(
             policies or DEFAULT_POLICIES,
             allocations or [DEFAULTS.allocation],
-            budgets or [BUDGET],
+            budgets or [DEFAULT_SHARE],
             prefills or [DEFAULTS.prefill],
             all_positions or [DEFAULTS.positions],
         ),

@@ -19,14 +19,11 @@ from restkv_local.cli._console import (
 from restkv_local.cli._input import read_documents
 from restkv_local.cli._turn import open_model
 
-from restkv_local.config import DEFAULTS
+from restkv_local.config import DEFAULT_SHARE, DEFAULTS
 from restkv_local.errors import ConfigError
 
 if TYPE_CHECKING:
     from restkv_local.plan_report import PlanReport
-
-# Not chat's rows: texts that memory holds whole are often shorter than those.
-DEFAULT_BUDGET = "25%"
 
 
 def plan(
@@ -52,7 +49,7 @@ def plan(
         ),
     ] = None,
     as_json: opt.Json = False,
-    budget: opt.Budget = DEFAULT_BUDGET,
+    budget: opt.Budget = DEFAULT_SHARE,
     policies: Annotated[
         list[str] | None,
         typer.Option(

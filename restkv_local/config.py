@@ -260,3 +260,6 @@ def _is_finite(value: float) -> bool:
 
 # What everyone else takes defaults from: a slotted class does not show them itself.
 DEFAULTS: Final = Config()
+
+# The budget of what compares texts of several lengths, or plans for one that memory holds whole.
+DEFAULT_SHARE: Final = "25%"

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from restkv_local.storage.line_log import LineLog, LogKind, check_fields, read_lines
+from restkv_local.storage.fields import check_fields
+from restkv_local.storage.line_log import LineLog, LogKind, read_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from restkv_local.control_characters import show_path
 from restkv_local.engine import Snapshot
 from restkv_local.errors import ConfigError, SessionFileError
 from restkv_local.storage.container import read_container, read_meta, write_container
-from restkv_local.storage.line_log import check_fields
+from restkv_local.storage.fields import check_fields
 from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
 from restkv_local.storage.sole_writer import sole_writer
 

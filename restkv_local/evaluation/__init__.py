@@ -7,7 +7,6 @@ from typing import Final, Literal
 
 Question = Literal["aware", "unknown"]
 
-BUDGET: Final = "25%"  # not chat's rows: a share means the same at every length
 LENGTH: Final = 4096  # RULER's shortest published length; small enough for any model
 N_SAMPLES: Final = 10  # of what is generated; of files all
 N_SCORED: Final = 128  # tokens that ppl predicts

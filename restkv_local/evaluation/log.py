@@ -10,7 +10,8 @@ from typing import Any, Final
 from restkv_local.control_characters import show_path
 from restkv_local.errors import InputError
 from restkv_local.evaluation.grid import Cell
-from restkv_local.storage.line_log import LineLog, LogKind, check_fields, read_lines
+from restkv_local.storage.fields import check_fields
+from restkv_local.storage.line_log import LineLog, LogKind, read_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

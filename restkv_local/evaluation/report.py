@@ -10,6 +10,7 @@ from typing import Any, Final
 from restkv_local.evaluation import likelihood, reconstruction
 from restkv_local.evaluation.grid import Cell
 from restkv_local.evaluation.log import LogContent, Record
+from restkv_local.evaluation.metrics.registry import METRICS
 from restkv_local.evaluation.summary import (
     Mean,
     Section,
@@ -63,14 +64,24 @@ def describe_conditions(conditions: Mapping[str, Any]) -> str:
 
 
 def _write_section(section: Section) -> str:
+    legend = ""
     if section.family == likelihood.NAME:
         head, lines = _likelihood(section)
     elif section.family == reconstruction.NAME:
         head, lines = _reconstruction(section)
     else:
         head, lines = _answers(section)
+        legend = _explain(section)
     rows = [[*_rules(cell, section.of(cell)), *line] for cell, line in lines.items()]
-    return f"### {section.title}\n\n{write_table([*_RULES, *head], rows, n_left=_N_WORDS)}"
+    table = write_table([*_RULES, *head], rows, n_left=_N_WORDS)
+    return "\n\n".join(filter(None, (f"### {section.title}", table, legend)))
+
+
+def _explain(section: Section) -> str:
+    """Say what is scored, by the metrics that this version knows."""
+    names = dict.fromkeys(metric for _, metric in section.columns)
+    known = [METRICS[name] for name in names if name in METRICS]
+    return "; ".join(f"{one.name}: {one.summary}, out of {one.scale}" for one in known)
 
 
 def _answers(section: Section) -> tuple[list[str], dict[Cell, list[str]]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Final, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, Generic, TypeVar
 
 from restkv_local.control_characters import show_path
 from restkv_local.errors import InputError
@@ -148,45 +147,6 @@ def read_lines(path: Path, kind: LogKind[Line]) -> LogLines[Line]:
                 " remove the line, it is measured again"
             ) from error
     return content
-
-
-def check_fields(line: Line) -> Line:
-    """Return a dataclass instance if its fields hold what they are declared to.
-
-    Raises
-    ------
-    TypeError
-        If one does not.
-    """
-    hints = get_type_hints(type(line))
-    for name in (one.name for one in fields(line)):  # type: ignore[arg-type]
-        value = getattr(line, name)
-        if not _is_a(value, hints[name]):
-            raise TypeError(f"{name}={value!r} is no {hints[name]}")
-    return line
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is what a field's annotation says; fields of a dataclass within are not looked at."""
-    kind, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if kind is UnionType:
-        return any(_is_a(value, one) for one in args)
-    if kind is list:
-        return isinstance(value, list) and all(_is_a(one, args[0]) for one in value)
-    if kind is tuple:
-        kinds = args[:1] * len(value) if args[1:] == (...,) and isinstance(value, tuple) else args
-        return (
-            isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_a, value, kinds))
-        )
-    if kind in (dict, Mapping):
-        return isinstance(value, dict) and all(_is_a(one, args[1]) for one in value.values())
-    if hint in (int, float):
-        return isinstance(value, int if hint is int else int | float) and not isinstance(
-            value, bool
-        )
-    return isinstance(value, hint)
 
 
 def _encode(line: Mapping[str, Any]) -> bytes:

@@ -227,3 +227,9 @@ def test_a_folder_is_made_and_what_is_none_is_one_line(folder, monkeypatch):
 def test_a_metric_of_another_version_is_shown_as_it_is():
     record = make_record(id="1", scores={"unheard-of": 0.5})
     assert "| 0.5" in write_report([LogContent({}, [], [record])])
+
+
+def test_a_table_says_what_its_scores_are():
+    records = [ruler("vt", 0.5), ruler("qa_1", 1.0)]
+    text = write_report([LogContent(CONDITIONS, records=records)])
+    assert text.endswith("match_all: share of the references in the answer, out of 100")

@@ -218,6 +218,15 @@ void llama_restkv_pool::alloc() {
         ggml_set_name(pool_k, "restkv_pool_k");
         ggml_set_name(pool_v, "restkv_pool_v");
 
+        // the scheduler ends the process over a tensor that its device cannot bind
+        ggml_backend_dev_t device = ggml_backend_buft_get_device(dev.buft);
+        for (const auto * pool : { pool_k, pool_v }) {
+            if (device && !ggml_backend_dev_supports_op(device, pool)) {
+                throw std::runtime_error(std::string("restkv: ") + ggml_backend_dev_name(device) + " takes no tensor of "
+                        + std::to_string(ggml_nbytes(pool) >> 20) + " MiB, and K or V of its layers are one; give a smaller --budget or leave layers on the CPU (-ngl)");
+            }
+        }
+
         auto ctx_scoring = new_ctx(2*mine.size() + 2);
         dev.hole = ggml_new_tensor_1d(ctx_scoring.get(), GGML_TYPE_F16, 2*bucket_of(dev.buft));
         ggml_set_name(dev.hole, "restkv_hole");

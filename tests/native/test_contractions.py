@@ -60,9 +60,9 @@ def observe_both(native, request, n_obs, n_absent=0):
     )
 
 
-def assert_close(found, expected, tolerance, share=1e-7):
+def assert_close(found, expected, tolerance):
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(found / scale, expected / scale, atol=tolerance, rtol=share)
+    np.testing.assert_allclose(found / scale, expected / scale, atol=tolerance)
 
 
 def assert_same_observations(native_side, numpy_side, tolerance, on_gpu):
@@ -83,9 +83,12 @@ def assert_same_observations(native_side, numpy_side, tolerance, on_gpu):
                 groups = ours.shape[0] // expected.n_head_kv
                 present = np.repeat(expected.positions >= 0, groups, axis=0)
                 ours, theirs = np.where(present, ours, 0), np.where(present, theirs, 0)
-            # GPUs multiply in f16: where a row has nearly all the attention, few digits of the rest are left.
-            share = 0.7 if on_gpu and name == "indicator" else 1e-7
-            assert_close(ours, theirs, slack * tolerance, share)
+            if on_gpu and name == "indicator":
+                # GPUs multiply in f16: of the few rows with nearly all the attention few digits of the rest are left.
+                far = np.abs(ours - theirs) > tolerance * np.abs(theirs).max()
+                assert far.mean() <= 0.02
+                ours = np.where(far & (np.abs(ours - theirs) < 0.7 * np.abs(theirs)), theirs, ours)
+            assert_close(ours, theirs, slack * tolerance)
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 
 from restkv_local.allocators.base import Demand
+from restkv_local.allocators.devices import fit_devices
 from restkv_local.allocators.registry import check_pair, make_allocator
 from restkv_local.cache_size import check_memory, size_cache, size_segments
 from restkv_local.config import Config
@@ -720,7 +721,8 @@ class Engine:
             observations=observations,
             comparable=policy.comparable,
         )
-        allocation = self._allocator.allocate(demand)
+        devices = [layer.device for layer in self.native.layers]
+        allocation = fit_devices(self._allocator.allocate(demand), demand, devices)
         n_select = np.maximum(allocation - demand.least, 0)
         for i, observation in enumerate(observations):
             scores[i] = policy.rerank(scores[i], observation, demand.candidates[i], n_select[i])

@@ -101,6 +101,10 @@ void llama_restkv_pool::add_layer(uint32_t il, ggml_backend_buffer_type_t buft) 
     devices.push_back({ buft, int64_t(n_rows)*layers.back().n_head_kv + (ragged() ? 2*margin : 0), nullptr });
 }
 
+int32_t llama_restkv_pool::device_of(const llama_restkv_layer & layer) const {
+    return std::find_if(devices.begin(), devices.end(), [&](const auto & dev) { return dev.buft == layer.buft; }) - devices.begin();
+}
+
 std::vector<llama_restkv_segments> llama_restkv_pool::layout(const int32_t * n_keep) const {
     const int32_t n_most = *std::max_element(n_keep, n_keep + n_cols);
 

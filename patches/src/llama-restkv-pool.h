@@ -89,6 +89,9 @@ public:
     // whether the next graphs read a probe; returns whether graphs built before are none for it
     bool set_probe(bool probe);
 
+    // which of the pool's devices holds the layer's rows, from 0
+    int32_t device_of(const llama_restkv_layer & layer) const;
+
     // the layout for segments of n_keep rows (layer-major, n_cols of them): rows that are not taken are shared out evenly
     std::vector<llama_restkv_segments> layout(const int32_t * n_keep) const;
 

@@ -244,13 +244,16 @@ int32_t llama_restkv_n_layer(const llama_context * ctx) {
     return guarded([&] { return (int32_t) cache_checked(ctx).get_restkv()->layers.size(); });
 }
 
-int32_t llama_restkv_layer_info(const llama_context * ctx, int32_t i, int32_t * n_head, int32_t * n_head_kv, int32_t * head_dim_k, int32_t * head_dim_v) {
+int32_t llama_restkv_layer_info(const llama_context * ctx, int32_t i, int32_t * n_head, int32_t * n_head_kv, int32_t * head_dim_k, int32_t * head_dim_v,
+                                int32_t * device) {
     return guarded([&]() -> int32_t {
-        const auto & layer = layer_checked(*cache_checked(ctx).get_restkv(), i);
+        auto & pool = *cache_checked(ctx).get_restkv();
+        const auto & layer = layer_checked(pool, i);
         *n_head     = layer.n_head;
         *n_head_kv  = layer.n_head_kv;
         *head_dim_k = layer.pool_k->ne[0];
         *head_dim_v = layer.pool_v->ne[0];
+        *device     = pool.device_of(layer);
         return layer.il;
     });
 }

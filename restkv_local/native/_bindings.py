@@ -78,8 +78,9 @@ class Bindings:
         # int32_t llama_restkv_n_layer(const struct llama_context * ctx);
         self.n_layer = self._checked("n_layer", ctx)
         # int32_t llama_restkv_layer_info(const struct llama_context * ctx, int32_t i,
-        #     int32_t * n_head, int32_t * n_head_kv, int32_t * head_dim_k, int32_t * head_dim_v);
-        self.layer_info = self._checked("layer_info", ctx, C.c_int32, *[I32_OUT] * 4)
+        #     int32_t * n_head, int32_t * n_head_kv, int32_t * head_dim_k, int32_t * head_dim_v,
+        #     int32_t * device);
+        self.layer_info = self._checked("layer_info", ctx, C.c_int32, *[I32_OUT] * 5)
         # int32_t llama_restkv_capacity(const struct llama_context * ctx);
         self.capacity = self._checked("capacity", ctx)
         # int32_t llama_restkv_used(const struct llama_context * ctx);

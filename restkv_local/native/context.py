@@ -34,13 +34,14 @@ _MOST_ROWS = 2**31 - 1  # what C's int holds; ctypes would cut more off in silen
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """One layer of the pool: model layer ``il``, its head counts and head sizes."""
+    """One layer of the pool: model layer ``il``, its head counts and head sizes, and which device's rows are its."""
 
     il: int
     n_head: int
     n_head_kv: int
     head_dim_k: int
     head_dim_v: int
+    device: int
 
 
 class _Closed:
@@ -194,7 +195,7 @@ class NativeContext:
     def _layer_infos(self) -> list[LayerInfo]:
         infos = []
         for i in range(self._restkv.n_layer(self._ctx)):
-            out = [ctypes.c_int32() for _ in range(4)]
+            out = [ctypes.c_int32() for _ in range(5)]
             il = self._restkv.layer_info(self._ctx, i, *[ctypes.byref(value) for value in out])
             infos.append(LayerInfo(il, *[value.value for value in out]))
         return infos

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from restkv_local.allocators.devices import fit_devices
 from restkv_local.allocators.registry import ALLOCATORS, make_allocator
 from restkv_local.errors import ConfigError, PlanError
 from restkv_local.planning import plan_eviction, protect_rows
@@ -73,6 +74,38 @@ def test_the_total_is_conserved(allocator, budget, n_layer, n_head_kv, n_gqa):
     )
     check(allocator, demand)
     assert demand.total == budget * n_layer * n_head_kv
+
+
+@pytest.mark.parametrize("budget", [37, 256])
+@heads
+def test_each_device_gets_its_own_rows(allocator, budget, n_layer, n_head_kv, n_gqa):
+    """As a partly offloaded model has it: the last layers on the GPU."""
+    recent = protect_rows(600, n_sink=4, n_recent=32)
+    shape = {"n_layer": n_layer, "n_head_kv": n_head_kv, "n_gqa": n_gqa}
+    demand = make_demand(budget=budget, n_kv=600, protected=recent, n_window=8, **shape)
+    devices = np.arange(n_layer) >= n_layer // 3
+    allocation = check(allocator, demand)
+    fitted = fit_devices(allocation, demand, devices.tolist())
+    assert (fitted >= demand.least).all()
+    assert (fitted <= demand.most).all()
+    for device in {*devices}:
+        mine = devices == device
+        assert fitted[mine].sum() == budget * mine.sum() * n_head_kv
+        in_order = np.argsort(allocation[mine], axis=None, kind="stable")
+        assert (np.diff(fitted[mine].ravel()[in_order]) >= -1).all()  # a row is rounding
+
+
+def test_one_device_leaves_an_allocation_as_it_is(allocator):
+    demand = make_demand()
+    allocation = check(allocator, demand)
+    assert fit_devices(allocation, demand, [0] * len(allocation)) is allocation
+
+
+def test_a_device_with_few_rows_keeps_them_all():
+    """What it leaves is no other's: nobody else can hold it."""
+    demand = make_demand(n_layer=2, budget=8, n_rows=np.array([[3, 5], [24, 24]]))
+    fitted = fit_devices(make_allocator("uniform").allocate(demand), demand, [0, 1])
+    assert fitted.tolist() == [[3, 5], [8, 8]]
 
 
 @pytest.mark.parametrize("budget", [38, 255, 256, 257])

@@ -437,6 +437,7 @@ class Engine:
         *,
         guide: Sequence[int] = (),
         evict: bool = True,
+        cut: bool = False,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Read a prompt within the budget; logits of its last token are ready afterwards.
@@ -450,6 +451,8 @@ class Engine:
             the newest queries choose.
         evict : bool
             False: leave everything in place, for :meth:`plan` to look at.
+        cut : bool
+            End at the budget in any case, not after several evictions only.
         on_progress : callable, optional
             Called after each chunk.
 
@@ -479,7 +482,7 @@ class Engine:
         if self.config.prefill == "full":
             # Evicted once by its own newest queries: the papers' protocol, and their rule.
             self.evict()
-        elif self.counters.events > n_events + 1:
+        elif cut or self.counters.events > n_events + 1:
             # What was promised, and an answer is written the faster the fewer rows there are to look at. After a
             # single eviction, as turns of a conversation take, one more would cost too much of what was asked before.
             self._evict_read(tokens)

@@ -123,7 +123,6 @@ def ask_samples(
             n_more=len(after) + sample.max_new_tokens,
             guide=guide,
             n_pinned=framing.count_pinned(prompt),
-            cuts=question == "unknown",
             seed=request.seed,
         )
         yield Asking(item, sample, passage, after)

@@ -79,7 +79,7 @@ class Continuation:
                 on_failure(cell, type(error)(f"nothing to compare with: {error}"))
 
         passage = Passage(
-            tokens=list(self.stride.read), n_more=len(scored), cuts=True, seed=self.item.seed
+            tokens=list(self.stride.read), n_more=len(scored), seed=self.item.seed
         )
         wanted = [FULL, *(cell for cell in cells if cell != FULL)]
         for cell, record, read_s in reader.measure(wanted, passage, judge, on_cell_failure):

@@ -38,9 +38,6 @@ class Passage:
         Read as a probe before each eviction of bounded prefill; empty: the newest queries choose.
     n_pinned : int
         First tokens that no eviction may touch.
-    cuts : bool
-        Whether bounded prefill ends at the budget in any case, as full prefill always does. Where the question was
-        read it ends as in a chat: at the budget after several evictions, and after one with the rows read since.
     seed : int
         Of policies that draw.
     """
@@ -49,7 +46,6 @@ class Passage:
     n_more: int
     guide: list[int] = field(default_factory=list)
     n_pinned: int = 0
-    cuts: bool = False
     seed: int = 0
 
 
@@ -145,8 +141,7 @@ class Reader:
                             policy=cell.policy, allocation=cell.allocation, budget=rows[cell]
                         )
                         check_rows(engine)
-                    cuts = cell.evicts and (cell.is_whole or passage.cuts)
-                    if cuts and engine.rows.mean > engine.budget:
+                    if cell.evicts and cell.is_whole and engine.rows.mean > engine.budget:
                         engine.evict()
                     outcome = judge(cell, engine, logits)
                 except RestKVError as error:
@@ -156,6 +151,9 @@ class Reader:
 
     def read(self, group: Sequence[Cell], passage: Passage) -> Engine:
         """Read a passage once for cells that share a reading; what is read whole is not evicted yet.
+
+        Else it ends at the budget, where a chat keeps what was read since a single eviction: cells of one budget are
+        compared with as many rows, whatever room their policies leave.
 
         Raises
         ------
@@ -181,7 +179,7 @@ class Reader:
             engine.use(policy=first.policy, allocation=first.allocation)
         engine.open(len(passage.tokens), passage.n_more, passage.n_pinned)
         engine.clear()
-        engine.read(passage.tokens, guide=passage.guide, evict=not first.is_whole)
+        engine.read(passage.tokens, guide=passage.guide, evict=not first.is_whole, cut=True)
         return engine
 
     def _can_share(self, passage: Passage) -> bool:

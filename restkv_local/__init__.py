@@ -10,13 +10,23 @@ from restkv_local.errors import LibraryNotFoundError
 from restkv_local.library_folder import library_folder
 
 if TYPE_CHECKING:
+    from restkv_local.allocators.registry import register_allocator
     from restkv_local.chat.session import ChatSession
     from restkv_local.config import Config
     from restkv_local.errors import RestKVError
     from restkv_local.llama import Llama
+    from restkv_local.policies.registry import register_policy
     from restkv_local.version import __version__
 
-__all__ = ["ChatSession", "Config", "Llama", "RestKVError", "__version__"]
+__all__ = [
+    "ChatSession",
+    "Config",
+    "Llama",
+    "RestKVError",
+    "__version__",
+    "register_allocator",
+    "register_policy",
+]
 
 _HOMES = {
     "ChatSession": "chat.session",
@@ -24,6 +34,8 @@ _HOMES = {
     "Llama": "llama",
     "RestKVError": "errors",
     "__version__": "version",
+    "register_allocator": "allocators.registry",
+    "register_policy": "policies.registry",
 }
 
 # Scripts import from llama_cpp too, and whoever is first chooses the library for both.

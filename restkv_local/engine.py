@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from restkv_local.allocators.base import Demand
+from restkv_local.allocators.base import Demand, check_allocation
 from restkv_local.allocators.devices import fit_devices
 from restkv_local.allocators.registry import check_pair, make_allocator
 from restkv_local.cache_size import check_memory, size_cache, size_segments
 from restkv_local.config import Config
 from restkv_local.device_factors import DeviceFactors
-from restkv_local.errors import ConfigError, NativeError
+from restkv_local.errors import ConfigError, NativeError, PlanError
 from restkv_local.model.model_file import (
     ModelShape,
     kv_bytes_per_token,
@@ -119,6 +119,8 @@ class Engine:
         Called with an :class:`EvictionEvent` after each eviction.
     also_track : iterable of Tracked
         What other policies than the configured one will want (:meth:`use`).
+    policy : Policy, optional
+        One with knobs of its own, instead of what ``config`` names.
 
     Raises
     ------
@@ -133,12 +135,15 @@ class Engine:
         config: Config,
         on_evict: Callable[[EvictionEvent], None] | None = None,
         also_track: Iterable[Tracked] = (),
+        policy: Policy | None = None,
     ) -> None:
         self.native = native
         self.shape = shape
         self.config = config
-        self.policy = make_policy(config.policy, config)
-        self.is_configured = True  # the policy is what the options say, without knobs of its own
+        self.policy = policy or make_policy(config.policy, config)
+        self.is_configured = (
+            policy is None
+        )  # the policy is what the options say, without knobs of its own
         self._allocator = make_allocator(config.allocation)
         check_pair(self._allocator, self.policy)
         self._on_evict = on_evict
@@ -340,10 +345,17 @@ class Engine:
     def renewed(self, config: Config, also_track: Iterable[Tracked] = ()) -> Engine:
         """Return an engine over the same model with other options; once it is opened, this one is done.
 
-        What this one tracks, the new one tracks too, so that it can :meth:`restore` its snapshots.
+        What this one tracks, the new one tracks too, so that it can :meth:`restore` its snapshots. A policy with
+        knobs of its own stays, unless the options name another.
         """
+        keeps = not self.is_configured and config.policy == self.policy.name
         return Engine(
-            self.native, self.shape, config, self._on_evict, self._kinds | frozenset(also_track)
+            self.native,
+            self.shape,
+            config,
+            self._on_evict,
+            self._kinds | frozenset(also_track),
+            self.policy if keeps else None,
         )
 
     def use(
@@ -713,7 +725,7 @@ class Engine:
         )
         observations = self._observe(policy, n_window, present)
         scores = rankable(
-            np.stack([policy.score(observation)[:, :n_kv] for observation in observations])
+            np.stack([_score(policy, observation)[:, :n_kv] for observation in observations])
         )
         demand = Demand(
             budget=self.budget,
@@ -725,7 +737,9 @@ class Engine:
             comparable=policy.comparable,
         )
         devices = [layer.device for layer in self.native.layers]
-        allocation = fit_devices(self._allocator.allocate(demand), demand, devices)
+        wanted = self._allocator.allocate(demand)
+        check_allocation(wanted, demand, self._allocator.name)
+        allocation = fit_devices(wanted, demand, devices)
         n_select = np.maximum(allocation - demand.least, 0)
         for i, observation in enumerate(observations):
             scores[i] = policy.rerank(scores[i], observation, demand.candidates[i], n_select[i])
@@ -791,3 +805,13 @@ class Engine:
             "bytes": sum(held.values()) - held["scoring"],
             "bytes_full": counters.seen * row_bytes + held["other"],
         }
+
+
+def _score(policy: Policy, observation: Observation) -> F32:
+    scores = policy.score(observation)
+    if np.shape(scores) != observation.positions.shape:
+        raise PlanError(
+            f"policy={policy.name!r} must return scores of shape (n_head_kv, n_kv) ="
+            f" {observation.positions.shape}; got {np.shape(scores)}"
+        )
+    return scores

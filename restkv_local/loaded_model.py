@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from restkv_local.allocators.registry import BUILT_IN_ALLOCATORS
 from restkv_local.config import Config
 from restkv_local.engine import Engine, EvictionEvent
 from restkv_local.model.demo import resolve_model
 from restkv_local.model.model_file import check_supported, read_model
 from restkv_local.native import NativeContext, library_stamp
 from restkv_local.native.sampler import Sampler
+from restkv_local.policies.registry import BUILT_IN_POLICIES
 from restkv_local.storage.fingerprint import fingerprint_model
 from restkv_local.storage.reading_cache import reading_key
 from restkv_local.turn_taking import TurnTaking
@@ -84,14 +86,17 @@ class LoadedModel:
     def reading_key(self, tokens: Sequence[int], guide: Sequence[int]) -> str | None:
         """Return what the reading of a text, by the engine as it is open now, is kept under.
 
-        None where no options say which rows are kept: by a policy with knobs of its own.
+        None where no options say which rows are kept: by a policy with knobs of its own, or by code that is not ours
+        and may be another the next time.
         """
-        if not self.engine.is_configured:
+        config = self.engine.config
+        is_ours = config.policy in BUILT_IN_POLICIES and config.allocation in BUILT_IN_ALLOCATORS
+        if not (self.engine.is_configured and is_ours):
             return None
         return reading_key(
             fingerprint=self.fingerprint,
             library=library_stamp(),
-            config=self.engine.config,
+            config=config,
             tracks=self.engine.tracks,
             made=self.engine.made,
             tokens=tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
@@ -89,6 +90,7 @@ class Allocator(Protocol):
     equal: ClassVar[bool] = False
     reductions: ClassVar[tuple[Reduction, ...]] = ()
 
+    @abstractmethod
     def allocate(self, demand: Demand) -> I32:
         """Split ``demand.total`` rows.
 
@@ -125,6 +127,28 @@ def check_demand(demand: Demand) -> None:
         raise PlanError(
             f"{least.sum()} rows are protected but a budget of {demand.budget} rows for each of"
             f" {least.size} KV heads holds only {demand.total}; {remedy}"
+        )
+
+
+def check_allocation(allocation: I32, demand: Demand, name: str) -> None:
+    """Refuse what an allocator returned against its word.
+
+    Raises
+    ------
+    PlanError
+        If it is of another shape, not the total, or outside the limits of a KV head.
+    """
+    if np.shape(allocation) != demand.n_rows.shape:
+        raise PlanError(
+            f"allocation={name!r} must return rows of shape (n_layer, n_head_kv) = {demand.n_rows.shape};"
+            f" got {np.shape(allocation)}"
+        )
+    least, most = demand.least, demand.most
+    if allocation.sum() != demand.total or (allocation < least).any() or (allocation > most).any():
+        raise PlanError(
+            f"allocation={name!r} must share out {demand.total:,} rows, each KV head's within least and most of its"
+            f" demand; got {int(allocation.sum()):,} of {allocation.min():,} to {allocation.max():,}: fit_total() keeps"
+            " to both"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 from restkv_local.allocators.ada import Ada
 from restkv_local.allocators.base import Allocator
@@ -16,6 +16,24 @@ from restkv_local.policies.base import Policy, observes_attention
 ALLOCATORS: Final[dict[str, type[Allocator]]] = {
     allocator.name: allocator for allocator in (Uniform, Pyramid, Ada, Cake, Global)
 }
+
+BUILT_IN_ALLOCATORS: Final = frozenset(ALLOCATORS)
+
+A = TypeVar("A", bound=Allocator)
+
+
+def register_allocator(allocator: type[A]) -> type[A]:
+    """Add an allocator of your own, as `register_policy` does a policy.
+
+    Raises
+    ------
+    ConfigError
+        If the name is that of a built-in allocation.
+    """
+    if allocator.name in BUILT_IN_ALLOCATORS:
+        raise ConfigError(f"allocation={allocator.name!r} is built in; give yours another name")
+    ALLOCATORS[allocator.name] = allocator
+    return allocator
 
 
 def make_allocator(name: str) -> Allocator:

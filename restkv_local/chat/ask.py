@@ -159,7 +159,10 @@ class DocumentReader:
     def _take_over(self) -> Engine:
         config = self._old.config
         rules = (config.policy, config.allocation)
-        asked_for_nothing = rules == (DEFAULTS.policy, DEFAULTS.allocation)
+        asked_for_nothing = self._old.is_configured and rules == (
+            DEFAULTS.policy,
+            DEFAULTS.allocation,
+        )
         if self.mode == "ingest" and asked_for_nothing and config.guide in ("auto", "off"):
             config = replace(config, policy=INGEST_POLICY, allocation=INGEST_ALLOCATION)
         if self.mode == "shared" and config.guide == "auto":

@@ -78,9 +78,7 @@ class Continuation:
             else:
                 on_failure(cell, type(error)(f"nothing to compare with: {error}"))
 
-        passage = Passage(
-            tokens=list(self.stride.read), n_more=len(scored), seed=self.item.seed
-        )
+        passage = Passage(tokens=list(self.stride.read), n_more=len(scored), seed=self.item.seed)
         wanted = [FULL, *(cell for cell in cells if cell != FULL)]
         for cell, record, read_s in reader.measure(wanted, passage, judge, on_cell_failure):
             record.timings["read"] = round(read_s * 1e3, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -53,8 +54,8 @@ class Policy(Protocol):
 
     @classmethod
     def from_config(cls, config: Config) -> Policy:
-        """Build the policy from the options it understands."""
-        ...
+        """Build the policy from the options it understands: by default none."""
+        return cls()
 
     def guided(self) -> Policy:
         """Return the policy for a window that is a question, not the running text: by default itself."""
@@ -74,6 +75,7 @@ class Policy(Protocol):
         """
         return None
 
+    @abstractmethod
     def score(self, observation: Observation) -> F32:
         """Score the rows of one layer.
 

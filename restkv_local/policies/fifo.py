@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from restkv_local.config import Config
 from restkv_local.policies.base import Policy
 from restkv_local.types import F32, Observation
 
@@ -23,11 +22,6 @@ class Fifo(Policy):
     summary: ClassVar[str] = "newest tokens only, the first ones go too"
     source: ClassVar[str] = "plain sliding window"
     keeps_sinks: ClassVar[bool] = False
-
-    @classmethod
-    def from_config(cls, config: Config) -> Fifo:
-        """Build the policy; it has no options."""
-        return cls()
 
     def score(self, observation: Observation) -> F32:
         """Score the rows of one layer: (n_head_kv, n_kv), in [0, 1)."""

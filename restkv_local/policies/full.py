@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from restkv_local.config import Config
 from restkv_local.policies.base import Policy
 from restkv_local.types import F32, Observation
 
@@ -20,11 +19,6 @@ class Full(Policy):
     summary: ClassVar[str] = "no eviction: the reference, memory grows with the text"
     source: ClassVar[str] = "none"
     evicts: ClassVar[bool] = False
-
-    @classmethod
-    def from_config(cls, config: Config) -> Full:
-        """Build the policy; it has no options."""
-        return cls()
 
     def score(self, observation: Observation) -> F32:
         """Score all rows alike: (n_head_kv, n_kv)."""

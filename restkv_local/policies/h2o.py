@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from restkv_local.config import Config
 from restkv_local.errors import ConfigError
 from restkv_local.policies.base import Policy
 from restkv_local.policies.stages import newest, protected_rows, put_first
@@ -62,11 +61,6 @@ class H2O(Policy):
             raise ConfigError(
                 f"recent_ratio must be within [0, 1]; got recent_ratio={self.recent_ratio}"
             )
-
-    @classmethod
-    def from_config(cls, config: Config) -> H2O:
-        """Build the policy with the repository's share."""
-        return cls()
 
     def score(self, observation: Observation) -> F32:
         """Score the rows of one layer: (n_head_kv, n_kv), sums of attention."""

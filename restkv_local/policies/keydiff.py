@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from restkv_local.config import Config
 from restkv_local.policies.base import Policy
 from restkv_local.types import F32, Observation, ObservationRequest
 
@@ -34,11 +33,6 @@ class KeyDiff(Policy):
     name: ClassVar[str] = "keydiff"
     summary: ClassVar[str] = "keys least like the mean key, without attention"
     source: ClassVar[str] = "Park et al., KeyDiff, 2025, arXiv:2504.15364"
-
-    @classmethod
-    def from_config(cls, config: Config) -> KeyDiff:
-        """Build the policy; it has no options."""
-        return cls()
 
     def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest:
         """Ask for the cosines."""

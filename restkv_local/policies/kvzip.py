@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from restkv_local.config import Config
 from restkv_local.policies.base import Policy, to_scores
 from restkv_local.types import F32, F64, Observation, Tracked
 
@@ -40,11 +39,6 @@ class KVzip(Policy):
     source: ClassVar[str] = "Kim et al., KVzip, NeurIPS 2025, arXiv:2505.23416"
     track: ClassVar[Tracked] = "repeat"
     comparable: ClassVar[bool] = True
-
-    @classmethod
-    def from_config(cls, config: Config) -> KVzip:
-        """Build the policy; it has no options."""
-        return cls()
 
     def score(self, observation: Observation) -> F32:
         """Score the rows of one layer: (n_head_kv, n_kv), shares of attention."""

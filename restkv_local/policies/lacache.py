@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from restkv_local.config import Config
 from restkv_local.errors import ConfigError
 from restkv_local.policies.streamingllm import StreamingLLM
 from restkv_local.types import F32, I32, Bool, Observation
@@ -83,11 +82,6 @@ class LaCache(StreamingLLM):
                 "overlap must be at least 0 and below span;"
                 f" got overlap={self.overlap}, span={self.span}"
             )
-
-    @classmethod
-    def from_config(cls, config: Config) -> LaCache:
-        """Build the policy with the repository's ladder."""
-        return cls()
 
     def rerank(self, scores: F32, observation: Observation, candidates: Bool, n_select: I32) -> F32:
         """Order the rows by when the ladder drops them: (n_head_kv, n_kv), in [0, 1)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from restkv_local.config import Config
 from restkv_local.policies.base import Policy
 from restkv_local.types import F32, Observation, Tracked
 
@@ -40,11 +39,6 @@ class LRU(Policy):
     summary: ClassVar[str] = "rows used last, where use is a fair share of a query's attention"
     source: ClassVar[str] = "least recently used; threshold of AnswerDotAI/cold-compress"
     track: ClassVar[Tracked] = "last_use"
-
-    @classmethod
-    def from_config(cls, config: Config) -> LRU:
-        """Build the policy; it has no options."""
-        return cls()
 
     def score(self, observation: Observation) -> F32:
         """Score the rows of one layer: (n_head_kv, n_kv), positions."""

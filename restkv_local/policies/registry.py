@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 from restkv_local.config import DEFAULTS, Config
 from restkv_local.errors import ConfigError
@@ -47,6 +47,26 @@ POLICIES: Final[dict[str, type[Policy]]] = {
         Full,
     )
 }
+
+BUILT_IN_POLICIES: Final = frozenset(POLICIES)
+
+P = TypeVar("P", bound=Policy)
+
+
+def register_policy(policy: type[P]) -> type[P]:
+    """Add a policy of your own, for every command and class of this process; also a decorator.
+
+    A name of your own may be registered again, as a notebook does whose cell is run twice.
+
+    Raises
+    ------
+    ConfigError
+        If the name is that of a built-in policy.
+    """
+    if policy.name in BUILT_IN_POLICIES:
+        raise ConfigError(f"policy={policy.name!r} is built in; give yours another name")
+    POLICIES[policy.name] = policy
+    return policy
 
 
 def make_policy(name: str, config: Config = DEFAULTS) -> Policy:

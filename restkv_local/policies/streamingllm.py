@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from restkv_local.config import Config
 from restkv_local.policies.fifo import Fifo
 
 
@@ -26,8 +25,3 @@ class StreamingLLM(Fifo):
     summary: ClassVar[str] = "the first tokens and the newest ones"
     source: ClassVar[str] = "Xiao et al., StreamingLLM, 2023, arXiv:2309.17453"
     keeps_sinks: ClassVar[bool] = True
-
-    @classmethod
-    def from_config(cls, config: Config) -> StreamingLLM:
-        """Build the policy; its sinks are the planner's option."""
-        return cls()

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from restkv_local.config import Config
 from restkv_local.policies.base import Policy, reduce_groups, to_scores
 from restkv_local.types import F32, Observation, ObservationRequest
 
@@ -40,11 +39,6 @@ class TOVA(Policy):
     name: ClassVar[str] = "tova"
     summary: ClassVar[str] = "most attention from the last query, the same tokens in all heads"
     source: ClassVar[str] = "Oren et al., TOVA, 2024, arXiv:2401.06104"
-
-    @classmethod
-    def from_config(cls, config: Config) -> TOVA:
-        """Build the policy; it has no options."""
-        return cls()
 
     def request(self, n_obs: int, max_position: int, n_select: int) -> ObservationRequest:
         """Ask for the attention of the newest query."""

@@ -233,3 +233,11 @@ def test_a_table_says_what_its_scores_are():
     records = [ruler("vt", 0.5), ruler("qa_1", 1.0)]
     text = write_report([LogContent(CONDITIONS, records=records)])
     assert text.endswith("match_all: share of the references in the answer, out of 100")
+
+
+def test_a_policy_that_only_the_log_knows_has_its_row():
+    """A user's own, registered by a script that is not running now."""
+    cell = Cell("mine", "uniform", "25%", "full", "auto")
+    assert cell.evicts
+    _, rows = table([ruler("vt", 1.0, cell=cell)])
+    assert list(rows) == ["mine"]

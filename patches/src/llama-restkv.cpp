@@ -223,6 +223,10 @@ int32_t llama_restkv_attach(llama_context * ctx) {
                     + std::to_string(rows->ne[0]) + " are " + std::to_string(rows->nb[1]) + " bytes, not whole 32-bit words");
             }
         }
+        // llama.cpp takes a model's long RoPE factors by the size of a context, which here is its rows, not what a segment may
+        // grow to. Once a context is made only they look at n_ctx_seq; the graph it was made with must not stay.
+        const_cast<llama_cparams &>(ctx->get_cparams()).n_ctx_seq = GGML_PAD(pool.n_rows, 256);
+        ctx->restkv_reset_graphs();
         const auto & model = ctx->get_model();
         const auto * factors = model.get_rope_factors(ctx->get_cparams(), first.il);
         pool.rope_long = factors && factors == model.layers[first.il].rope_long;

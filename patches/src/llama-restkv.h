@@ -74,7 +74,8 @@ LLAMA_API const char * llama_restkv_last_error(void); // thread-local, never NUL
 LLAMA_API int32_t llama_restkv_arm(int32_t n_ring, int32_t n_rows);
 LLAMA_API void    llama_restkv_disarm(void);
 
-// 0 if ctx has a pool whose layers can be evicted, else why not. Sets the abort hook. Call once after creation.
+// 0 if ctx has a pool whose layers can be evicted, else why not. Sets the abort hook, and RoPE factors as for a context of
+// n_rows. Call once after creation.
 LLAMA_API int32_t llama_restkv_attach(struct llama_context * ctx);
 
 // Whether queries and keys of pool layer i carry positions. At first as the model's hyperparameters have it, which some

@@ -143,3 +143,16 @@ def test_unequal_plans_need_a_pool_that_was_made_for_them(open_native, tokens):
     native.decode(tokens(20))
     with pytest.raises(NativeError, match="arm the context with n_rows"):
         native.compact(random_keep(native, np.array([[5, 6], [5, 5]])), None, 19)
+
+
+@pytest.mark.parametrize("n_rows", [512, 768])
+def test_rope_factors_follow_the_rows_not_what_a_segment_may_grow_to(open_native, tokens, n_rows):
+    """A long-rope model made for 512 tokens; with four times the slots all logits were those of the long factors."""
+    model = builders.llama(head_dim=64, long_rope=True)
+    logits = []
+    for n_slots in (None, 4 * n_rows):
+        native = open_native(model, n_rows=n_rows, n_slots=n_slots)
+        native.decode(tokens(60))
+        logits.append(native.logits().copy())
+    np.testing.assert_array_equal(*logits)
+    native.set_state(open_native(model, n_rows=n_rows).state())

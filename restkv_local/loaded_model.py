@@ -120,7 +120,7 @@ class LoadedModel:
         self.sampler.reset()
 
     def close(self) -> None:
-        """Free model and cache; calling it again does nothing.
+        """Free model and cache; calling it again does nothing. One that nobody refers to any more is freed, too.
 
         Raises
         ------

@@ -36,7 +36,6 @@ class ChatCompleter:
     """
 
     def __init__(self, llama: LoadedModel, completer: Completer) -> None:
-        self._llama = llama
         self._completer = completer
         self._template = ChatTemplate(llama.native, llama.shape.name)
 
@@ -57,7 +56,7 @@ class ChatCompleter:
             tokens = self._template.tokenize(rendered, first=True)
         users = [message for message in plain if message["role"] == "user"]
         question = (users or plain)[-1]["content"]
-        llama = self._llama
+        llama = self._completer.llama
         guide = question_guide(llama.native, llama.engine.config, rendered, question)
         system = list(takewhile(lambda message: message["role"] == "system", plain))
         pinned = self._template.pinned_text(system)

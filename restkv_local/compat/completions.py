@@ -6,6 +6,7 @@ import operator
 import time
 import uuid
 import warnings
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -121,18 +122,26 @@ class Completer:
     """
 
     def __init__(self, llama: LoadedModel, *, n_last: int, on_progress: OnProgress | None) -> None:
-        self._llama = llama
+        # The model holds this object: a cycle would keep all of it until a collection.
+        self._llama_ref = weakref.ref(llama)
         self._n_last = n_last
         self._on_progress = on_progress
         self._held: _Held | None = None
 
     @property
+    def llama(self) -> LoadedModel:
+        """Whose cache it is."""
+        llama = self._llama_ref()
+        assert llama is not None  # whoever calls holds it
+        return llama
+
+    @property
     def _native(self) -> NativeContext:
-        return self._llama.native
+        return self.llama.native
 
     @property
     def _engine(self) -> Engine:
-        return self._llama.engine
+        return self.llama.engine
 
     def prompt(self, prompt: str | Sequence[int]) -> Prompt:
         """Read a prompt without turns; its end guides eviction.
@@ -185,10 +194,10 @@ class Completer:
             "id": f"cmpl-{uuid.uuid4()}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": self._llama.model_path if options.model is None else options.model,
+            "model": self.llama.model_path if options.model is None else options.model,
         }
         ending = _Ending()
-        pieces = self._pieces(prompt, options, ending)
+        pieces = self._pieces(self.llama, prompt, options, ending)
         if stream:
             return self._stream(head, pieces, options, ending)
         return self._whole(head, list(pieces), prompt, options, ending)
@@ -229,12 +238,12 @@ class Completer:
         }
 
     def _pieces(
-        self, prompt: Prompt, options: CompletionOptions, ending: _Ending
+        self, llama: LoadedModel, prompt: Prompt, options: CompletionOptions, ending: _Ending
     ) -> Generator[_Piece, None, None]:
-        with self._llama.turns.turn() as turn:
+        with llama.turns.turn() as turn:
             with turn.work():
                 if options.seed is not None:
-                    self._llama.set_seed(options.seed)
+                    llama.set_seed(options.seed)
                 sampler = self._make_sampler(options)
             with closing(sampler):
                 with turn.work():
@@ -246,7 +255,7 @@ class Completer:
                 ending.kv = self._engine.kv_report()
 
     def _make_sampler(self, options: CompletionOptions) -> Sampler:
-        own = self._llama.sampler
+        own = self.llama.sampler
         sampler = self._native.make_sampler(
             seed=own.seed, n_last=self._n_last, **options.sampler_options()
         )
@@ -394,7 +403,7 @@ class Completer:
                     f" got an array of shape {logits.shape}"
                 )
         token = sampler.draw(logits)
-        self._llama.sampler.n_drawn = sampler.n_drawn
+        self.llama.sampler.n_drawn = sampler.n_drawn
         return token
 
     def _logprob(self, logits: F32, token: int, start: int, n_top: int) -> _TokenLogprob:
@@ -414,7 +423,7 @@ class Completer:
 
     def reset(self) -> None:
         """Forget every token."""
-        with self._llama.turns.call():
+        with self.llama.turns.call():
             self._forget()
 
     def _forget(self) -> None:
@@ -424,8 +433,8 @@ class Completer:
 
     def save(self) -> SavedState:
         """Copy what the cache stands for, its rows and the state of the draws."""
-        with self._llama.turns.call():
-            sampler, held = self._llama.sampler, self._known()
+        with self.llama.turns.call():
+            sampler, held = self.llama.sampler, self._known()
             if held is None:
                 if self._engine.is_open and self._engine.counters.seen:
                     raise InputError(
@@ -443,12 +452,12 @@ class Completer:
             raise InputError(
                 f"load_state() takes what save_state() returned; got {type(state).__name__}"
             )
-        with self._llama.turns.call():
+        with self.llama.turns.call():
             if state._snapshot is None or state._held is None:
                 self._forget()
             else:
                 self._put(state._snapshot, state._held)
-            sampler = self._llama.sampler
+            sampler = self.llama.sampler
             sampler.seed, sampler.n_drawn = state.seed, state.n_drawn
 
     def _put(self, snapshot: Snapshot, held: _Held) -> None:

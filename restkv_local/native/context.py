@@ -17,6 +17,7 @@ import numpy as np
 from restkv_local.control_characters import strip_control
 from restkv_local.errors import CacheFullError, InputError, ModelError, NativeError
 from restkv_local.native import _bindings, _library
+from restkv_local.native._ownership import free_with
 from restkv_local.native.sampler import Sampler
 from restkv_local.native.worker import Worker
 from restkv_local.types import F32, I32, I64, Bool
@@ -52,6 +53,35 @@ class _Closed:
         raise InputError("the model was closed: make a new Llama")
 
 
+class _Owned:
+    """What was made for a :class:`NativeContext`, and what works on it; freed with it."""
+
+    def __init__(self) -> None:
+        self.llama: Any = _library.load()
+        self.restkv: Any = _bindings.Bindings(self.llama._lib)
+        self.worker = Worker()
+        self.ctx: Any = None
+        self.memory: Any = None
+        self.model: Any = None
+
+    def free_context(self) -> None:
+        ctx, self.ctx, self.memory = self.ctx, None, None
+        if ctx:
+            self.llama.llama_free(ctx)
+
+    def free(self) -> None:
+        self.free_context()  # before its model
+        llama, worker, model = self.llama, self.worker, self.model
+        # A call with pointers that are no longer any would end the process. Where a cycle of references is collected
+        # that has an open stream in it, the stream is closed after this.
+        closed: Any = _Closed()
+        self.llama = self.restkv = self.worker = closed
+        self.model = None
+        if model:
+            llama.llama_model_free(model)
+        worker.end()
+
+
 class NativeContext:
     """A loaded model and, once opened, one context whose full-attention layers keep their rows in a pool.
 
@@ -73,19 +103,15 @@ class NativeContext:
     """
 
     def __init__(self, path: Path, *, n_gpu_layers: int = 0, verbose: bool = False) -> None:
-        self._llama: Any = _library.load()
-        self._restkv: Any = _bindings.Bindings(self._llama._lib)
+        self._own = _Owned()
+        self._free = free_with(self, self._own.free)
         self._log = _Log(self._llama, verbose)
-        self._worker = Worker()
-        self._ctx: Any = None
-        self._memory: Any = None
-        self._model: Any = None
         try:
             self._load_model(path, n_gpu_layers)
         except BaseException:
             self.close()
             raise
-        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        self._vocab = self._llama.llama_model_get_vocab(self._own.model)
         self.n_vocab: int = self._llama.llama_vocab_n_tokens(self._vocab)
         self.capacity = 0
         self._n_ubatch = 0
@@ -151,7 +177,7 @@ class NativeContext:
             # Armed on the thread that creates the context: the flag is thread-local.
             self._restkv.arm(n_ring, 0 if n_slots is None else n_rows)
             try:
-                self._ctx = llama.llama_init_from_model(self._model, params)
+                self._own.ctx = llama.llama_init_from_model(self._own.model, params)
             finally:
                 self._restkv.disarm()
             if not self._ctx:
@@ -159,7 +185,7 @@ class NativeContext:
                     f"llama.cpp cannot make a context with {n_rows} rows per layer and head: {self._log.reason()}"
                 )
             self._restkv.attach(self._ctx)
-            self._memory = llama.llama_get_memory(self._ctx)
+            self._own.memory = llama.llama_get_memory(self._ctx)
             self._n_ubatch = n_ubatch
             self.layers = self._layer_infos()
             for i, layer in enumerate(self.layers):
@@ -186,10 +212,10 @@ class NativeContext:
         params.n_gpu_layers = n_gpu_layers
 
         def load() -> None:
-            self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
+            self._own.model = llama.llama_model_load_from_file(os.fsencode(path), params)
 
         self.finish(load)  # loading cannot be stopped half way
-        if not self._model:
+        if not self._own.model:
             raise ModelError(f"llama.cpp cannot load {path}: {self._log.reason()}")
 
     def _layer_infos(self) -> list[LayerInfo]:
@@ -204,20 +230,11 @@ class NativeContext:
         """Free the context, then the model; calling it again does nothing."""
         if isinstance(self._llama, _Closed):
             return
-        worker = self._worker
+        worker, self.capacity = self._worker, 0
         try:
             self.finish(self._free)
         finally:  # Ctrl-C too
             worker.close()
-
-    def _free(self) -> None:
-        self._free_context()  # before its model
-        if self._model:
-            self._llama.llama_model_free(self._model)
-        self._model = None
-        # A call with pointers that are no longer any would end the process.
-        closed: Any = _Closed()
-        self._llama = self._restkv = self._worker = closed
 
     def release(self) -> None:
         """Free the context, rows and all; the model stays, for :meth:`open`."""
@@ -226,9 +243,27 @@ class NativeContext:
 
     def _free_context(self) -> None:
         self.capacity = 0
-        if self._ctx:
-            self._llama.llama_free(self._ctx)
-        self._ctx = self._memory = None
+        self._own.free_context()
+
+    @property
+    def _llama(self) -> Any:
+        return self._own.llama
+
+    @property
+    def _restkv(self) -> Any:
+        return self._own.restkv
+
+    @property
+    def _worker(self) -> Worker:
+        return self._own.worker
+
+    @property
+    def _ctx(self) -> Any:
+        return self._own.ctx
+
+    @property
+    def _memory(self) -> Any:
+        return self._own.memory
 
     def _run(self, call: Callable[[], T]) -> T:
         """Run ``call`` on the worker; Ctrl-C stops it and is raised once the worker is idle again."""
@@ -346,7 +381,7 @@ class NativeContext:
         size = 1 << 16
         while True:
             buffer = ctypes.create_string_buffer(size)
-            n = self._llama.llama_model_meta_val_str(self._model, key.encode(), buffer, size)
+            n = self._llama.llama_model_meta_val_str(self._own.model, key.encode(), buffer, size)
             if n < 0:
                 return None
             if n < size:
@@ -422,7 +457,9 @@ class NativeContext:
 
     def make_sampler(self, **options: Any) -> Sampler:
         """Return a :class:`Sampler` of this library and vocabulary with these options; close it after use."""
-        return Sampler(self._llama, self._vocab, **options)
+        sampler = Sampler(self._llama, self._vocab, **options)
+        sampler.owner = self  # a grammar reads the vocabulary
+        return sampler
 
     def remove_tail(self, n: int) -> None:
         """Remove the newest ``n`` rows, e.g. a probe."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from restkv_local.config import PENALISED
 from restkv_local.errors import ConfigError
+from restkv_local.native._ownership import free_with
 from restkv_local.types import F32
 
 # Laid out as llama_token_data.
@@ -87,12 +88,15 @@ class Sampler:
     ) -> None:
         self.seed = seed
         self.n_drawn = 0
+        self.owner: Any = None  # whose vocabulary it is; it lives as long
         self._llama = llama
         self._greedy = temp <= 0
         n_vocab: int = llama.llama_vocab_n_tokens(vocab)
         self._ids: npt.NDArray[np.int32] = np.arange(n_vocab, dtype=np.int32)
         self._biased, self._bias = _bias_arrays(logit_bias or {}, n_vocab)
-        self._chains: list[Any] = []
+        chains: list[Any] = []
+        self._chains = chains
+        self._close = free_with(self, lambda: _free(llama, chains))
         # Made first: it is the one that may fail.
         self._grammar = None if grammar is None else self._make_grammar(vocab, grammar)
         self._penalties = self._chain(
@@ -218,8 +222,12 @@ class Sampler:
 
     def close(self) -> None:
         """Free the chains; calling it again does nothing."""
-        while self._chains:
-            self._llama.llama_sampler_free(self._chains.pop())
+        self._close()
+
+
+def _free(llama: Any, chains: list[Any]) -> None:
+    while chains:
+        llama.llama_sampler_free(chains.pop())
 
 
 def _check_grammar(grammar: str) -> None:

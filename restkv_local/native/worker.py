@@ -81,9 +81,13 @@ class Worker:
             raise KeyboardInterrupt
         return result
 
+    def end(self) -> None:
+        """Have the thread end after what it runs."""
+        self._calls.put(None)
+
     def close(self) -> None:
         """Wait for what runs, then end the thread."""
-        self._calls.put(None)
+        self.end()
         self._thread.join()
 
 
@@ -110,7 +114,9 @@ class _Call(Generic[T]):
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
-        self._outcome: list[tuple[T | None, BaseException | None]] = []
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self.has_run = False
         self._ended = threading.Lock()
         self._ended.acquire()
 
@@ -119,16 +125,11 @@ class _Call(Generic[T]):
         if self.has_run:
             return
         try:
-            outcome: tuple[T | None, BaseException | None] = (self._function(), None)
+            self._value = self._function()
         except BaseException as error:
-            outcome = (None, error)
-        self._outcome.append(outcome)
+            self._error = error
+        self.has_run = True
         self._ended.release()
-
-    @property
-    def has_run(self) -> bool:
-        """Whether the function has ended."""
-        return bool(self._outcome)
 
     def wait(self) -> bool:
         """Tell whether the function has ended, after a while at the latest."""
@@ -136,7 +137,10 @@ class _Call(Generic[T]):
 
     def result(self) -> T:
         """Return what the function did, or raise its error."""
-        value, error = self._outcome[0]
+        error, self._error = self._error, None
         if error is not None:
-            raise error
-        return value  # type: ignore[return-value]
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame: a cycle would keep the model
+        return self._value  # type: ignore[return-value]

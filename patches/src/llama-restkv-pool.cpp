@@ -175,6 +175,12 @@ void llama_restkv_pool::reset_layout() {
     set_layout(layout(n_keep.data()));
 }
 
+void llama_restkv_pool::zero_rows() {
+    for (const auto & rows : bufs_kv) {
+        ggml_backend_buffer_clear(rows, 0);
+    }
+}
+
 void llama_restkv_pool::alloc() {
     reset_layout();
 
@@ -269,8 +275,10 @@ void llama_restkv_pool::alloc() {
             if (!buf) {
                 throw std::runtime_error("restkv: the device has no room for the KV pool");
             }
-            ggml_backend_buffer_clear(buf.get(), 0); // unused rows are masked, but NaN would leak through 0*NaN
-            if (ctx == &ctx_scoring) {
+            ggml_backend_buffer_clear(buf.get(), 0);
+            if (ctx == &ctx_kv) {
+                bufs_kv.push_back(buf.get());
+            } else {
                 // tells the scheduler to contract on the device that owns the layer
                 ggml_backend_buffer_set_usage(buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
                 bytes_scoring += ggml_backend_buffer_get_size(buf.get());

@@ -101,6 +101,9 @@ public:
     void set_layout(std::vector<llama_restkv_segments> && next);
     void reset_layout(); // equal segments
 
+    // after this no row holds what a sequence left: masked rows are multiplied by 0, and an infinity would make NaN of it
+    void zero_rows();
+
     // slots: where each token of the ubatch goes, the same for every segment
     void set_idxs(ggml_tensor * dst, const std::vector<uint32_t> & slots, bool with_ring);
 
@@ -157,6 +160,7 @@ private:
 
     std::map<int32_t, size_t> index; // model layer -> layers[]
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
+    std::vector<ggml_backend_buffer_t> bufs_kv; // those of bufs that hold rows
 
     restkv_tiles tiles; // asked of attention on a CPU
 

@@ -136,6 +136,7 @@ void llama_restkv_state_read(llama_restkv_pool & pool, const void * data) {
     std::memcpy(n_rows.data(), in, n_rows.size()*sizeof(int32_t));
     in += n_rows.size()*sizeof(int32_t);
 
+    pool.zero_rows();
     pool.set_layout(pool.layout(n_rows.data()));
     for_each_run(pool, n_rows.data(), [&](ggml_tensor * rows, size_t offset, size_t size) {
         if (size > 0) {

@@ -327,9 +327,10 @@ int32_t llama_restkv_clear(llama_context * ctx) {
     return guarded([&]() -> int32_t {
         auto & pool = *cache_checked(ctx).get_restkv();
         ctx->synchronize();
-        ctx->get_memory()->clear(false);
+        ctx->get_memory()->clear(true); // the window cache's rows too
         pool.forget_queries();
         pool.reset_layout();
+        pool.zero_rows();
         ctx->restkv_reset_graphs();
         return LLAMA_RESTKV_OK;
     });

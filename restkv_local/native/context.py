@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import sys
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from restkv_local.control_characters import strip_control
 from restkv_local.errors import CacheFullError, InputError, ModelError, NativeError
-from restkv_local.native import _bindings, _library
+from restkv_local.native import _bindings, _library, _log
 from restkv_local.native._ownership import free_with
 from restkv_local.native.sampler import Sampler
 from restkv_local.native.worker import Worker
@@ -105,7 +102,7 @@ class NativeContext:
     def __init__(self, path: Path, *, n_gpu_layers: int = 0, verbose: bool = False) -> None:
         self._own = _Owned()
         self._free = free_with(self, self._own.free)
-        self._log = _Log(self._llama, verbose)
+        _log.listen(self._llama, verbose=verbose)
         try:
             self._load_model(path, n_gpu_layers)
         except BaseException:
@@ -176,13 +173,14 @@ class NativeContext:
         def make() -> None:
             # Armed on the thread that creates the context: the flag is thread-local.
             self._restkv.arm(n_ring, 0 if n_slots is None else n_rows)
+            _log.forget()
             try:
                 self._own.ctx = llama.llama_init_from_model(self._own.model, params)
             finally:
                 self._restkv.disarm()
             if not self._ctx:
                 raise NativeError(
-                    f"llama.cpp cannot make a context with {n_rows} rows per layer and head: {self._log.reason()}"
+                    f"llama.cpp cannot make a context with {n_rows} rows per layer and head: {_log.reason()}"
                 )
             self._restkv.attach(self._ctx)
             self._own.memory = llama.llama_get_memory(self._ctx)
@@ -211,12 +209,14 @@ class NativeContext:
         params = llama.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
 
-        def load() -> None:
+        def load() -> str:
+            _log.forget()
             self._own.model = llama.llama_model_load_from_file(os.fsencode(path), params)
+            return _log.reason()
 
-        self.finish(load)  # loading cannot be stopped half way
+        reason = self.finish(load)  # loading cannot be stopped half way
         if not self._own.model:
-            raise ModelError(f"llama.cpp cannot load {path}: {self._log.reason()}")
+            raise ModelError(f"llama.cpp cannot load {path}: {reason}")
 
     def _layer_infos(self) -> list[LayerInfo]:
         infos = []
@@ -419,8 +419,13 @@ class NativeContext:
         batch = self._llama.llama_batch_get_one(array, len(tokens))
         used = self.used
         self._restkv.set_probe(self._ctx, probe)
+
+        def read() -> tuple[int, str]:
+            _log.forget()
+            return self._llama.llama_decode(self._opened, batch), _log.reason()
+
         try:
-            status = self._run(lambda: self._llama.llama_decode(self._opened, batch))
+            status, reason = self._run(read)
         except KeyboardInterrupt:
             # It may have come too late to stop the last of the work.
             self.remove_tail(self.used - used)
@@ -432,7 +437,7 @@ class NativeContext:
         if status == 2:
             raise KeyboardInterrupt
         if status != 0:
-            raise NativeError(f"llama_decode failed ({status}): {self._log.reason()}")
+            raise NativeError(f"llama_decode failed ({status}): {reason}")
 
     def logits(self) -> F32:
         """Return the logits of the newest token, shape (n_vocab,): a view, valid until the next decode.
@@ -704,30 +709,3 @@ def _ggml_type(name: str) -> int:
     # The bindings name only the types of weights; these five numbers are ggml's.
     types = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
     return types[name]
-
-
-class _Log:
-    """llama.cpp's log: shown when verbose, else kept to explain a failure."""
-
-    def __init__(self, llama: Any, verbose: bool) -> None:
-        self._lines: deque[str] = deque(maxlen=20)
-
-        @llama.llama_log_callback  # type: ignore[untyped-decorator]
-        def callback(level: int, text: bytes, _: Any) -> None:
-            line = text.decode(errors="replace")
-            if verbose:
-                print(strip_control(line), end="", file=sys.stderr)  # it quotes the model's file
-            if level in (3, 4):  # warning, error
-                self._lines.append(line.strip())
-
-        _alive.append(callback)  # a collected callback is a crash
-        llama.llama_log_set(callback, ctypes.c_void_p(0))
-
-    def reason(self) -> str:
-        """Return the last thing llama.cpp complained about."""
-        lines = [line for line in self._lines if line]
-        return lines[-1] if lines else "it gave no reason (try -v)"
-
-
-# llama.cpp's log hook is global and may outlive the context that set it.
-_alive: list[Any] = []

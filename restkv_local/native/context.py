@@ -228,8 +228,8 @@ class NativeContext:
 
     def close(self) -> None:
         """Free the context, then the model; calling it again does nothing."""
-        if isinstance(self._llama, _Closed):
-            return
+        if isinstance(self._llama, _Closed) or self._worker.is_elsewhere:
+            return  # a fork frees nothing of its parent's
         worker, self.capacity = self._worker, 0
         try:
             self.finish(self._free)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Worker:
     """
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
         self._thread, self.stack_bytes = _start_thread(self._work)
 
@@ -57,10 +59,16 @@ class Worker:
         KeyboardInterrupt
             If Ctrl-C was pressed, and the function itself raised nothing.
         InputError
-            If the thread was ended by :meth:`close` before it came to this function.
+            If the thread was ended by :meth:`close` before it came to this function, or this process was forked
+            after it was started.
         """
         if threading.current_thread() is self._thread:
             return function()
+        if self.is_elsewhere:
+            raise InputError(
+                "this process was forked after the model was opened, and a fork has neither its thread nor its devices:"
+                " open a Llama in each process, or start processes with multiprocessing's spawn"
+            )
         call = _Call(function)
         is_queued = pressed = False
         while True:
@@ -80,6 +88,11 @@ class Worker:
         if pressed:
             raise KeyboardInterrupt
         return result
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this process is a fork: the thread stayed in the one it was started in."""
+        return os.getpid() != self._pid
 
     def end(self) -> None:
         """Have the thread end after what it runs."""

@@ -175,3 +175,38 @@ def test_a_process_ends_without_a_word(path, use):
         timeout=60,
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+FORK = """
+import os, sys
+from restkv_local import Llama
+from restkv_local.errors import InputError
+llama = Llama(sys.argv[1], **{options})
+llama("the ferry", max_tokens=2)
+if pid := os.fork():
+    assert os.waitpid(pid, 0)[1] == 0
+    assert llama("the ferry", max_tokens=2)
+else:
+    try:
+        llama("the ferry", max_tokens=2)
+    except InputError as error:
+        print(error)
+    llama.close()
+    llama = Llama(sys.argv[1], **{options})
+    assert llama("the ferry", max_tokens=2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_fork_is_told_to_open_a_model_of_its_own(path):
+    """Its thread is not there; waiting for it said that the model was closed."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK.format(options=OPTIONS), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "was forked after the model was opened" in run.stdout
+    assert "open a Llama in each process" in run.stdout
+    assert run.stdout.count("\n") == 1

@@ -8,6 +8,7 @@
 #include "ggml-cpp.h"
 #include "ggml-restkv.h"
 
+#include <atomic>
 #include <map>
 #include <utility>
 #include <vector>
@@ -65,6 +66,12 @@ struct llama_restkv_layer {
     // as the model's graph passed them to attention
     float         scale = 0.0f;
     ggml_tensor * sinks = nullptr;
+};
+
+// here because the context has no field for it
+struct llama_restkv_abort_flag {
+    std::atomic<bool> asked { false };
+    std::atomic<bool> held  { false }; // compaction must not stop half way
 };
 
 class llama_restkv_pool {
@@ -133,6 +140,8 @@ public:
 
     float softcap;
     bool  rope_long = false; // keys are turned by the long of two sets of RoPE factors
+
+    llama_restkv_abort_flag abort;
 
     std::vector<llama_restkv_layer> layers;
 

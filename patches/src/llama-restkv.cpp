@@ -15,11 +15,8 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <string>
 
 namespace {
@@ -27,26 +24,8 @@ namespace {
 thread_local std::string last_error;
 thread_local llama_restkv_armed_args armed = { 0, 0 };
 
-// abort flags live here because the context has no field for them
-struct abort_flag {
-    std::atomic<bool> asked { false };
-    std::atomic<bool> held  { false }; // compaction must not stop half way
-};
-
-std::mutex                                               flags_mutex;
-std::map<const llama_context *, std::shared_ptr<abort_flag>> flags;
-
-std::shared_ptr<abort_flag> flag_of(const llama_context * ctx) {
-    std::lock_guard<std::mutex> lock(flags_mutex);
-    auto & flag = flags[ctx];
-    if (!flag) {
-        flag = std::make_shared<abort_flag>();
-    }
-    return flag;
-}
-
 bool abort_callback(void * data) {
-    const auto * flag = static_cast<const abort_flag *>(data);
+    const auto * flag = static_cast<const llama_restkv_abort_flag *>(data);
     return flag->asked.load(std::memory_order_relaxed) && !flag->held.load(std::memory_order_relaxed);
 }
 
@@ -230,18 +209,16 @@ int32_t llama_restkv_attach(llama_context * ctx) {
         const auto & model = ctx->get_model();
         const auto * factors = model.get_rope_factors(ctx->get_cparams(), first.il);
         pool.rope_long = factors && factors == model.layers[first.il].rope_long;
-        {
-            // a freed context may have left its address to this one
-            std::lock_guard<std::mutex> lock(flags_mutex);
-            flags[ctx] = std::make_shared<abort_flag>();
-        }
-        ctx->set_abort_callback(abort_callback, flag_of(ctx).get());
+        ctx->set_abort_callback(abort_callback, &pool.abort);
         return LLAMA_RESTKV_OK;
     });
 }
 
 void llama_restkv_abort(llama_context * ctx, bool abort) {
-    flag_of(ctx)->asked = abort;
+    const auto * kv = cache_of(ctx); // what it looks at stays as it is while the context lives, so any thread may
+    if (auto * pool = kv ? kv->get_restkv() : nullptr) {
+        pool->abort.asked = abort;
+    }
 }
 
 int32_t llama_restkv_n_layer(const llama_context * ctx) {
@@ -448,15 +425,15 @@ int32_t llama_restkv_compact(llama_context * ctx, const int32_t * n_keep, const 
         if (pos < n_most - 1) {
             throw llama_restkv_error(LLAMA_RESTKV_BAD_ARG, "pos = " + std::to_string(pos) + " leaves no room for " + std::to_string(n_most) + " rows");
         }
-        const auto flag = flag_of(ctx);
-        flag->held = true;
+        auto & held = pool.abort.held;
+        held = true;
         try {
             llama_restkv_compact_layers(ctx, pool, n_keep, keep, shift);
         } catch (...) {
-            flag->held = false;
+            held = false;
             throw;
         }
-        flag->held = false;
+        held = false;
         kv.restkv_rewrite_cells(n_most, pos);
         pool.forget_queries(); // their slots, and with shift their rotation, are those of before
         return LLAMA_RESTKV_OK;

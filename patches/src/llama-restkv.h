@@ -86,7 +86,7 @@ LLAMA_API int32_t llama_restkv_set_turned(struct llama_context * ctx, int32_t i,
 // and attention on a CPU takes the fast way for fewer than 64 tokens too, with float32 sums where upstream has halves.
 LLAMA_API int32_t llama_restkv_set_probe(struct llama_context * ctx, bool probe);
 
-// Stops llama_decode (status 2) and llama_restkv_score within one graph node. Any thread may call it.
+// Stops llama_decode (status 2) and llama_restkv_score within one graph node. Any thread may call it while the context lives.
 LLAMA_API void llama_restkv_abort(struct llama_context * ctx, bool abort);
 
 LLAMA_API int32_t llama_restkv_n_layer (const struct llama_context * ctx);               // layers in the pool

@@ -286,6 +286,17 @@ def test_a_cache_that_is_made_or_freed_is_so_once(open_llama, tokens, monkeypatc
     assert len(n_freed) == len(n_made) + 1  # and the one from before
 
 
+def test_a_new_cache_knows_nothing_of_a_stop_of_the_old_one(open_llama, tokens):
+    native = open_llama(MODEL).native
+    options = {"n_ring": 8, "n_ubatch": 64, "n_threads": 1, "type_k": "f16", "type_v": "f16"}
+    for _ in range(3):  # at the same address, like as not
+        native.open(256, **options)
+        native.decode(tokens(40))
+        native._restkv.abort(native._ctx, True)
+    native.release()
+    native._restkv.abort(None, True)
+
+
 def test_a_snapshot_is_put_in_place_whole(open_llama, tokens, monkeypatch):
     engine = read(open_llama(MODEL), tokens(40))
     snapshot = engine.save()

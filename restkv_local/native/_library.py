@@ -30,7 +30,7 @@ def load() -> ModuleType:
     """
     folder = library_folder()
     if "llama_cpp" in sys.modules:
-        loaded = sys.modules["llama_cpp.llama_cpp"]
+        loaded = import_module("llama_cpp.llama_cpp")  # another thread may be in the midst of it
         if not hasattr(loaded._lib, "llama_restkv_abi_version"):
             raise AbiMismatchError(
                 "llama_cpp is already imported with the stock library: import restkv_local first, "

@@ -87,3 +87,27 @@ def test_a_log_that_quotes_a_model_does_not_command_the_terminal(tmp_path, capfd
 def test_a_folder_that_lacks_a_library_is_one_line(tmp_path):
     with pytest.raises(LibraryNotFoundError, match="lacks the library ggml-base: build it with"):
         _library._find(tmp_path, "ggml-base")
+
+
+THREADS = """
+import sys, threading
+from restkv_local.native import NativeContext
+made = []
+def make():
+    NativeContext(sys.argv[1]).close()
+    made.append(1)
+threads = [threading.Thread(target=make) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(len(made))
+"""
+
+
+@pytest.mark.native
+def test_the_first_models_may_be_made_in_threads(tmp_path):
+    """The bindings are imported once; who came meanwhile found half a module."""
+    path = builders.llama().write(tmp_path / "m.gguf")
+    run = subprocess.run(
+        [sys.executable, "-c", THREADS, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert (run.stdout, run.stderr) == ("4\n", "")

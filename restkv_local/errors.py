@@ -10,6 +10,7 @@
     ├── PlanError
     ├── BusyError
     ├── SessionFileError
+    │   └── UnreadableFileError
     └── NativeError
         ├── LibraryNotFoundError
         ├── AbiMismatchError
@@ -47,6 +48,10 @@ class BusyError(RestKVError):
 
 class SessionFileError(RestKVError):
     """A file of ours cannot be written, read or used here: which, why, and what to do."""
+
+
+class UnreadableFileError(SessionFileError):
+    """A file of ours that may be whole cannot be read now: rights, the disk, open files, memory."""
 
 
 class NativeError(RestKVError):

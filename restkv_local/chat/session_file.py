@@ -16,7 +16,7 @@ from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.config import Config
 from restkv_local.control_characters import show_path
 from restkv_local.engine import Snapshot
-from restkv_local.errors import ConfigError, SessionFileError
+from restkv_local.errors import ConfigError, SessionFileError, UnreadableFileError
 from restkv_local.storage.container import read_container, read_meta, write_container
 from restkv_local.storage.fields import check_fields
 from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
@@ -174,6 +174,8 @@ def _check_replaced(path: Path, replaces: Collection[str] | None) -> None:
         return
     try:
         saved = read_meta(path, KIND).get("saved")
+    except UnreadableFileError:
+        raise
     except SessionFileError as error:
         raise SessionFileError(
             f"{show_path(path)} is there and is no session of this version, so it is not "
@@ -192,7 +194,7 @@ def read_session(path: str | Path) -> SavedSession:
     Raises
     ------
     SessionFileError
-        If the file is missing, damaged, newer, or no session.
+        If the file is missing, damaged, newer, or no session, or cannot be read now.
     """
     path = Path(path)
     meta, arrays = read_container(path, KIND)
@@ -207,6 +209,10 @@ def read_session(path: str | Path) -> SavedSession:
                 path=path,
             )
         )
+    except MemoryError as error:
+        raise UnreadableFileError(
+            f"cannot read {show_path(path)}: there is not enough memory"
+        ) from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SessionFileError(
             f"{show_path(path)} does not fit this version of restkv-local ({error!s:.200}): "

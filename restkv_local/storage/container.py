@@ -5,6 +5,7 @@ Any zip program and ``numpy.load`` open it. Nothing is compressed: rows of a cac
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from restkv_local.control_characters import show_path
-from restkv_local.errors import SessionFileError
+from restkv_local.errors import SessionFileError, UnreadableFileError
 from restkv_local.storage.part_file import PartFile
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -89,6 +90,8 @@ def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, npt
 
     Raises
     ------
+    UnreadableFileError
+        If it may be whole, but not be read now.
     SessionFileError
         If it is missing, damaged, of another kind, or newer than this reader.
     """
@@ -111,7 +114,7 @@ def _read(
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero character
         raise _not_there(shown, "does not exist") from None
     except OSError as error:
-        raise SessionFileError(f"cannot read {shown}: {error.strerror or error}") from error
+        raise _unreadable(shown, error) from error
     if not is_file:
         raise _not_there(shown, "is no file")
     try:
@@ -122,14 +125,23 @@ def _read(
             arrays = _read_arrays(archive, text, meta) if with_arrays else {}
     except SessionFileError:
         raise
-    except OSError as error:
-        raise SessionFileError(f"cannot read {shown}: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise _unreadable(shown, error) from error
     except Exception as error:  # a damaged zip makes its reader raise whatever it likes
+        # EINVAL: a seek to before the start, which only a damaged zip asks for.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise _unreadable(shown, error) from error
         raise SessionFileError(
-            f"{shown} is damaged, cut short or no file of ours ({error or type(error).__name__}): "
+            f"{shown} is damaged, cut short or no file of ours ({str(error) or type(error).__name__}): "
             "restore a copy of it or remove it"
         ) from error
     return meta, arrays
+
+
+def _unreadable(shown: str, error: OSError | MemoryError) -> UnreadableFileError:
+    if isinstance(error, MemoryError):
+        return UnreadableFileError(f"cannot read {shown}: there is not enough memory")
+    return UnreadableFileError(f"cannot read {shown}: {error.strerror or error}")
 
 
 def _not_there(shown: str, what: str) -> SessionFileError:

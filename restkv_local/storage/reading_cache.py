@@ -17,7 +17,7 @@ from platformdirs import user_cache_path
 from restkv_local.config import Config, parse_budget
 from restkv_local.control_characters import show_path
 from restkv_local.engine import Snapshot
-from restkv_local.errors import ConfigError, SessionFileError
+from restkv_local.errors import ConfigError, SessionFileError, UnreadableFileError
 from restkv_local.storage.container import read_container, write_container
 from restkv_local.storage.pruning import mark_used, prune
 from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
@@ -83,8 +83,8 @@ def reading_key(
 class ReadingCache:
     """A folder of readings, at most so large; the least recently used go first.
 
-    A folder that cannot be written and a file that is damaged cost time, never the run: they are logged as
-    a warning, and the prompt is read.
+    A folder that cannot be written and a file that is damaged or cannot be read now cost time, never the run: they
+    are logged as a warning, and the prompt is read. Only what is damaged or of another format is removed.
 
     Parameters
     ----------
@@ -120,6 +120,10 @@ class ReadingCache:
             if meta.get("key") != key:
                 raise SessionFileError(f"{show_path(path)} is the reading of something else")
             reading = Reading(unpack_snapshot(meta, arrays), arrays["logits"])
+        except (UnreadableFileError, MemoryError) as error:
+            why = str(error) or "there is not enough memory"
+            _log.warning("a kept reading stays, the text is read anew: %s", why)
+            return None
         except (SessionFileError, KeyError, TypeError) as error:
             _log.warning("a kept reading is removed, the text is read anew: %s", error)
             with suppress(OSError):

@@ -27,7 +27,7 @@ from restkv_local.chat.session_file import (
 )
 from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.config import Config
-from restkv_local.errors import ConfigError, RestKVError, SessionFileError
+from restkv_local.errors import ConfigError, RestKVError, SessionFileError, UnreadableFileError
 from restkv_local.storage import container
 from restkv_local.storage.container import read_container, read_meta, write_container
 from restkv_local.storage.fingerprint import fingerprint_model
@@ -409,6 +409,31 @@ def test_a_small_file_takes_no_memory_of_its_choice(tmp_path):
         archive.writestr("meta.json", b" " * 50_000_000 + b"{}")
     with pytest.raises(SessionFileError, match="its parts are compressed"):
         read_meta(path, "session")
+
+
+@pytest.mark.parametrize(
+    "function", ["zipfile.ZipFile.read", "restkv_local.chat.session_file._turn"]
+)
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch, function):
+    """The file was called damaged, and its owner told to remove it."""
+
+    def fail(*_):
+        raise MemoryError
+
+    write_session(tmp_path / "a", saved())
+    monkeypatch.setattr(function, fail)
+    with pytest.raises(UnreadableFileError, match=r"cannot read .*: there is not enough memory"):
+        read_session(tmp_path / "a")
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_called_anothers(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    write_session(tmp_path / "a", saved())
+    monkeypatch.setattr("zipfile.ZipFile.read", fail)
+    with pytest.raises(UnreadableFileError, match="Too many open files"):
+        write_session(tmp_path / "a", saved())
 
 
 def test_of_two_that_save_at_once_one_is_refused(tmp_path):

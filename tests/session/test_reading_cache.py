@@ -1,5 +1,6 @@
 """A long text is read once; whatever happens to the folder, the answer is the same."""
 
+import errno
 import logging
 import os
 
@@ -18,6 +19,7 @@ from tests.session.conversation import MODEL, assert_same_cache, cache, prose, s
 
 OPTIONS = {"budget": 96, "n_predict": 16, "seed": 3, "temp": 0.8, "n_ubatch": 256}
 BOOK = prose(600)
+CACHE = "restkv_local.storage.reading_cache"
 
 
 def reading(n_rows=100, seed=0):
@@ -111,6 +113,33 @@ def test_a_damaged_reading_is_removed_and_said(tmp_path, caplog):
         assert readings.load("k") is None
     assert "a kept reading is removed, the text is read anew" in caplog.text
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "said"),
+    [
+        ("pathlib.Path.stat", OSError(errno.EACCES, "Permission denied"), "Permission denied"),
+        ("zipfile.ZipFile.__init__", OSError(errno.EMFILE, "Too many open"), "Too many open"),
+        ("zipfile.ZipFile.read", MemoryError(), "there is not enough memory"),
+        (f"{CACHE}.unpack_snapshot", MemoryError(), "there is not enough memory"),
+    ],
+)
+def test_a_reading_that_cannot_be_read_now_stays(
+    tmp_path, monkeypatch, caplog, function, error, said
+):
+    """It was removed: what had taken minutes to read went with a moment's failure."""
+    readings = ReadingCache(tmp_path)
+    readings.store("k", reading())
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(function, fail)
+        assert readings.load("k") is None
+    assert "a kept reading stays, the text is read anew" in caplog.text
+    assert said in caplog.text
+    assert readings.load("k") is not None
 
 
 def test_another_texts_reading_is_not_taken(tmp_path, caplog):

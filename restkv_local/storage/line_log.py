@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -90,12 +93,14 @@ class LineLog(Generic[Line]):
                 raise InputError(f"{show_path(path)} is a device or a pipe; name another log")
             data = path.read_bytes() if path.exists() else b""
             if b"\n" not in data and head.startswith(data):
-                # New, or its first line was not whole.
+                # New, or its first line was not whole. Nothing is cut off: another run may have begun it just now.
                 self.was_cut = bool(data)
-                path.write_bytes(head)
+                path.touch()
+                with path.open("r+b") as stream:
+                    stream.write(head)
                 return
-            content = read_lines(path, kind)
-            if not content.lines:  # begun, and nothing was measured
+            content = _parse_lines(path, kind, data)
+            if not content.lines and not data.startswith(head):  # begun, and nothing was measured
                 self.was_cut = content.was_cut
                 path.write_bytes(head)
                 return
@@ -103,7 +108,9 @@ class LineLog(Generic[Line]):
             if content.was_cut:
                 self.was_cut = True
                 with path.open("r+b") as stream:
-                    stream.truncate(data.rindex(b"\n") + 1)
+                    # Longer by now: another run measures, and what looked cut was being written.
+                    if stream.seek(0, os.SEEK_END) == len(data):
+                        stream.truncate(data.rindex(b"\n") + 1)
         except OSError as error:
             raise _failed(path, error) from error
         self.lines = content.lines
@@ -114,11 +121,12 @@ class LineLog(Generic[Line]):
         Raises
         ------
         InputError
-            If the file cannot be written.
+            If the file cannot be written; none of them is in it then.
         """
         try:
-            with self.path.open("ab") as stream:
-                stream.write(b"".join(map(_encode, lines)))
+            # Unbuffered: what a full disk did not take must not be tried once more on closing.
+            with self.path.open("a+b", buffering=0) as stream:
+                _append(stream, b"".join(map(_encode, lines)))
         except OSError as error:
             raise _failed(self.path, error) from error
 
@@ -135,6 +143,29 @@ def read_lines(path: Path, kind: LogKind[Line]) -> LogLines[Line]:
         data = path.read_bytes()
     except OSError as error:
         raise _failed(path, error) from error
+    return _parse_lines(path, kind, data)
+
+
+def _append(stream: FileIO, data: bytes) -> None:
+    """Add whole lines or nothing, whatever was cut before."""
+    if stream.seek(0, os.SEEK_END):
+        stream.seek(-1, os.SEEK_END)
+        # A half that could not be taken back: a line of its own, which is named, spoils no other.
+        data = data if stream.read(1) == b"\n" else b"\n" + data
+    n_written = 0
+    try:
+        while n_written < len(data):
+            n_written += stream.write(data[n_written:])
+    except BaseException:
+        with suppress(OSError):
+            end = stream.tell()
+            # Only what is ours: another run may have added to it.
+            if n_written and stream.seek(0, os.SEEK_END) == end:
+                stream.truncate(end - n_written)
+        raise
+
+
+def _parse_lines(path: Path, kind: LogKind[Line], data: bytes) -> LogLines[Line]:
     whole, _, rest = data.rpartition(b"\n")
     head, *lines = whole.split(b"\n")
     content: LogLines[Line] = LogLines(_read_head(path, kind, head), was_cut=bool(rest))

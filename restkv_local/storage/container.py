@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -118,8 +118,8 @@ def _read(
     if not is_file:
         raise _not_there(shown, "is no file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            _check_sizes(path, archive)
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            _check_sizes(stream, archive)
             text = archive.read(_META)
             meta = _check_head(shown, json.loads(text), kind)
             arrays = _read_arrays(archive, text, meta) if with_arrays else {}
@@ -148,12 +148,12 @@ def _not_there(shown: str, what: str) -> SessionFileError:
     return SessionFileError(f"{shown} {what}; `restkv sessions list` shows what was kept")
 
 
-def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+def _check_sizes(stream: BinaryIO, archive: zipfile.ZipFile) -> None:
     """Refuse a file from elsewhere that would make us allocate more than it has bytes."""
     parts = archive.infolist()
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise ValueError("its parts are compressed")
-    if sum(part.file_size for part in parts) > path.stat().st_size:
+    if sum(part.file_size for part in parts) > os.fstat(stream.fileno()).st_size:
         raise ValueError("its parts are larger than itself")
 
 

@@ -411,6 +411,20 @@ def test_a_small_file_takes_no_memory_of_its_choice(tmp_path):
         read_meta(path, "session")
 
 
+def test_a_file_replaced_while_it_is_read_is_read_as_it_was(tmp_path, monkeypatch):
+    """It was called damaged: the open one was measured by the size of the one that came."""
+    write_session(tmp_path / "a", saved(text="long " * 1000))
+    check_sizes = container._check_sizes
+
+    def replace_first(*what):
+        monkeypatch.setattr(container, "_check_sizes", check_sizes)
+        write_session(tmp_path / "a", saved())
+        check_sizes(*what)
+
+    monkeypatch.setattr(container, "_check_sizes", replace_first)
+    assert read_session(tmp_path / "a").text.startswith("long")
+
+
 @pytest.mark.parametrize(
     "function", ["zipfile.ZipFile.read", "restkv_local.chat.session_file._turn"]
 )
@@ -467,14 +481,39 @@ def test_a_writer_that_does_not_end_is_not_waited_for_without_end(tmp_path, monk
     ):
         write_session(tmp_path / "a", saved())
     write_session(tmp_path / "a", saved())
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "cache"}
+
+
+def test_a_writer_with_another_temporary_folder_is_waited_for_too(tmp_path, monkeypatch):
+    """Its lock lay in that folder: both replaced the file, and one of two conversations was lost."""
+    monkeypatch.setattr("restkv_local.storage.sole_writer._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "one"))
+    with sole_writer(tmp_path / "a"):
+        monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "other"))
+        with pytest.raises(SessionFileError, match="is being written by another process"):
+            write_session(tmp_path / "a", saved())
+
+
+def test_without_a_cache_folder_the_lock_lies_in_the_temporary_one(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "none"))
+    monkeypatch.setattr("restkv_local.storage.sole_writer._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
+    with (
+        sole_writer(tmp_path / "a"),
+        pytest.raises(SessionFileError, match="is being written by another process"),
+    ):
+        write_session(tmp_path / "a", saved())
+    write_session(tmp_path / "a", saved())
 
 
 def test_without_a_place_for_the_lock_nothing_is_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "none"))
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "file" / "none"))
-    with pytest.raises(SessionFileError, match=r"its lock lies in .*none"):
+    with pytest.raises(SessionFileError, match="there is nowhere to lock it"):
         write_session(tmp_path / "a", saved())
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 
-from restkv_local.config import Config, check_budget, parse_budget, resolve_budget
+from restkv_local.config import Config, check_budget, least_budget, parse_budget, resolve_budget
 from restkv_local.errors import ConfigError
 from restkv_local.model.model_file import (
     ROW_PAD,
@@ -51,18 +51,20 @@ def size_cache(
     Raises
     ------
     ConfigError
-        If the budget does not hold what must stay.
+        If the budget does not hold what must stay; a percentage is raised to that.
     """
+    stays = {
+        "n_sink": config.n_sink,
+        "n_recent": config.n_recent,
+        "n_pinned": max(0, n_pinned - config.n_sink),
+    }
     n_reserve = config.n_ubatch + n_probe
     row_bytes = kv_bytes_per_token(shape, config.type_k, config.type_v)
-    budget = resolve_budget(parse_budget(config.budget), row_bytes, n_reserve, n_prompt, ROW_PAD)
+    spec = parse_budget(config.budget)
+    n_least = least_budget(**stays) if evicts else 1
+    budget = resolve_budget(spec, row_bytes, n_reserve, n_prompt, ROW_PAD, n_least)
     if evicts:
-        check_budget(
-            budget,
-            n_sink=config.n_sink,
-            n_recent=config.n_recent,
-            n_pinned=max(0, n_pinned - config.n_sink),
-        )
+        check_budget(budget, **stays)
     n_rows = budget + n_reserve
     if _reads_whole(config, evicts=evicts):
         n_rows = max(n_prompt + n_answer + 1 + n_repeat, n_rows)

@@ -169,6 +169,7 @@ def resolve_budget(
     n_reserve: int,
     n_prompt: int,
     n_pad: int = 1,
+    n_least: int = 1,
 ) -> int:
     """Turn a budget into rows per layer and KV head.
 
@@ -185,11 +186,14 @@ def resolve_budget(
         Tokens of the prompt; only a percentage looks at it.
     n_pad : int
         The cache is allocated in multiples of this many rows.
+    n_least : int
+        Rows that a percentage is raised to: it may be of a prompt that needs
+        no eviction.
 
     Returns
     -------
     int
-        Rows, at least 1. Whether they hold the protected tokens is
+        Rows, at least 1. Whether rows and bytes hold the protected tokens is
         ``check_budget``'s question.
 
     Raises
@@ -200,7 +204,7 @@ def resolve_budget(
     if spec.kind == "rows":
         return int(spec.value)
     if spec.kind == "percent":
-        return max(1, int(n_prompt * spec.value / 100))
+        return max(n_least, int(n_prompt * spec.value / 100))
     n_capacity = int(spec.value) // kv_bytes_per_row_all_layers // n_pad * n_pad
     if n_capacity <= n_reserve:
         n_least = -(-(n_reserve + 1) // n_pad) * n_pad
@@ -212,6 +216,11 @@ def resolve_budget(
     return n_capacity - n_reserve
 
 
+def least_budget(*, n_sink: int, n_recent: int, n_pinned: int = 0) -> int:
+    """Return the rows that must stay, and one to choose."""
+    return n_sink + n_pinned + n_recent + 1
+
+
 def check_budget(budget: int, *, n_sink: int, n_recent: int, n_pinned: int = 0) -> None:
     """Refuse a budget that leaves no row to choose.
 
@@ -220,7 +229,7 @@ def check_budget(budget: int, *, n_sink: int, n_recent: int, n_pinned: int = 0) 
     ConfigError
         If ``budget`` is below sinks + pinned + recent + 1.
     """
-    least = n_sink + n_pinned + n_recent + 1
+    least = least_budget(n_sink=n_sink, n_recent=n_recent, n_pinned=n_pinned)
     if budget < least:
         raise ConfigError(
             f"budget must be at least n_sink + n_pinned + n_recent + 1 = {least}; got"

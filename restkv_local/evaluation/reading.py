@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 import psutil
 
 from restkv_local.catalogue import tracked_by
-from restkv_local.config import DEFAULTS, Config, check_budget, parse_budget, resolve_budget
+from restkv_local.config import (
+    DEFAULTS,
+    Config,
+    check_budget,
+    least_budget,
+    parse_budget,
+    resolve_budget,
+)
 from restkv_local.engine import Engine
 from restkv_local.errors import ConfigError, RestKVError
 from restkv_local.evaluation.grid import Cell
@@ -203,7 +210,14 @@ class Reader:
             raise ConfigError(
                 f"{cell.budget} pays for a whole cache, and here are only plans; give rows or a percentage"
             )
-        return resolve_budget(spec, 0, 0, len(passage.tokens))
+        config = self.config(cell)
+        n_least = least_budget(
+            n_sink=config.n_sink,
+            n_recent=config.n_recent,
+            n_pinned=max(0, passage.n_pinned - config.n_sink),
+        )
+        n_least = n_least if cell.evicts else 1
+        return resolve_budget(spec, 0, 0, len(passage.tokens), n_least=n_least)
 
 
 def group_cells(cells: Sequence[Cell], *, can_share: bool = True) -> list[list[Cell]]:

@@ -181,7 +181,15 @@ def test_no_memory_for_the_whole_text_is_one_line(plan, monkeypatch):
 
 @pytest.mark.native
 def test_a_budget_that_does_not_hold_what_must_stay_is_one_line(plan):
-    assert "budget must be at least" in only_error(plan("--budget", "3%"), code=2)
+    assert "budget must be at least" in only_error(plan("--budget", "14"), code=2)
+
+
+@pytest.mark.native
+def test_a_percentage_holds_what_must_stay(plan):
+    result = plan("--budget", "1%", "--json")
+    assert result.code == 0
+    reply = json.loads(result.out)
+    assert reply["n_sink"] + reply["n_recent"] < reply["budget"] < 40
 
 
 @pytest.mark.native

@@ -283,6 +283,19 @@ def test_budget_in_percent_and_bytes(open_llama, tokens):
     assert engine.kv_report()["bytes"] == 512 * 1024
 
 
+@pytest.mark.parametrize("n_pinned", [0, 30])
+def test_a_percentage_of_a_short_prompt_holds_what_must_stay(open_llama, tokens, n_pinned):
+    """It was refused, though nothing had to go."""
+    llama = open_llama(MODELS["llama-gqa-2"], budget="25%", n_sink=4, n_recent=32)
+    llama.engine.open(10, 8, n_pinned)
+    assert llama.engine.budget == 4 + max(0, n_pinned - 4) + 32 + 1
+    llama.engine.open(400, 8, n_pinned)
+    assert llama.engine.budget == 100
+    llama = open_llama(MODELS["llama-gqa-2"], budget=37, n_sink=4, n_recent=32)
+    with pytest.raises(ConfigError, match="budget must be at least"):
+        llama.engine.open(10, 8, 30)
+
+
 def test_window_layers_keep_their_own_size_whatever_the_budget(open_llama, tokens):
     small = read(open_llama(MODELS["gemma3"], budget=64), tokens(300))
     large = read(open_llama(MODELS["gemma3"], budget=512), tokens(300))

@@ -344,6 +344,14 @@ def test_rows_that_do_not_hold_what_must_stay_are_one_line_each(tiny, evaluate):
     assert result.steps[-1] == (8, 8)
 
 
+def test_a_percentage_holds_what_must_stay_however_it_is_read(tiny, evaluate):
+    cells = grid("restkv h2o", budgets="1%", prefills="full bounded")
+    result = evaluate(tiny(), "niah", cells=cells)
+    assert not result.lines
+    (rows,) = {record.kv["budget"] for record in result.records}
+    assert 13 < rows < 40
+
+
 def test_positions_that_a_model_cannot_have_are_one_line(tiny, evaluate):
     llama = tiny(builders.gemma2(n_swa=64))
     result = evaluate(llama, "niah", cells=grid(positions="compact", prefills="bounded"))

@@ -410,11 +410,11 @@ def test_another_allocation_of_as_many_rows_keeps_the_rope_factors(open_chat):
 
 
 def test_a_budget_that_is_refused_costs_no_cache_that_cannot_be_copied(open_chat):
-    session = open_chat(SWA, **LONG)
+    session = open_chat(SWA, system="Be brief.", **LONG)
     say(session, "what?")
     seen = session.context().seen
     with pytest.raises(ConfigError, match="budget must be at least"):
-        session.set_budget("5%")
+        session.set_budget(20)  # enough, were there no system prompt
     assert session.context().seen == seen > 0
 
 

@@ -153,6 +153,8 @@ def test_rows_and_percent_resolve():
     assert resolve_budget(BudgetSpec("percent", 25), 100, 576, 4001) == 1000
     assert resolve_budget(BudgetSpec("percent", 29), 100, 576, 100) == 29
     assert resolve_budget(BudgetSpec("percent", 1), 100, 576, 10) == 1
+    assert resolve_budget(BudgetSpec("percent", 25), 100, 576, 100, n_least=37) == 37
+    assert resolve_budget(BudgetSpec("rows", 30), 100, 576, 100, n_least=37) == 30
 
 
 @pytest.mark.parametrize("n_pad", [1, 256])

@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 import numpy as np
 
 from restkv_local.chat import Mode
-from restkv_local.chat.chat_template import ChatTemplate, Message
+from restkv_local.chat.chat_template import ChatTemplate, Message, find_last
 from restkv_local.chat.generation import generate
 from restkv_local.chat.guide import question_guide
 from restkv_local.chat.message import write_message
@@ -358,12 +358,15 @@ class DocumentReader:
 
     def _prompt(self, question: str) -> _Prompt:
         rendered, n = self._render(question), len(self._before)
+        tail = self._template.tail(self._messages)
         tokens = self._template.tokenize(rendered, first=True)
         if tokens[:n] != self._before:
             # A letter that joins what precedes it in a way of its own is read apart from it.
-            split = rendered.rindex(question.strip())
+            split = find_last(rendered, question, tail)
+            assert split >= 0, "a template does not rewrite what it frames"
             tokens = [*self._before, *self._template.tokenize(rendered[split:], first=False)]
-        guide = question_guide(self._llama.native, self._engine.config, rendered, question)
+        config = self._engine.config
+        guide = question_guide(self._llama.native, config, rendered, question, tail=tail)
         return _Prompt(tokens[:n], tokens[n:], guide)
 
     def _shared_guide(self) -> list[int]:
@@ -371,10 +374,8 @@ class DocumentReader:
         native, config = self._llama.native, self._llama.engine.config
         if config.guide != "auto":
             return question_guide(native, config, "", "")
-        last = self._template.render([*self._messages, _message("user", self._questions[-1])])
-        tail = last[last.rindex(self._questions[-1].strip()) + len(self._questions[-1].strip()) :]
         text = "\n".join(question.strip() for question in self._questions)
-        return native.tokenize(text + tail, add_special=False)
+        return native.tokenize(text + self._template.tail(self._messages), add_special=False)
 
     def _count_pinned(self) -> int:
         pinned = self._template.pinned_text(self._messages)

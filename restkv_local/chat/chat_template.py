@@ -14,6 +14,16 @@ Message = dict[str, Any]  # {"role": ..., "content": ...}, as OpenAI and llama-c
 USER_TEXT = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
+def find_last(rendered: str, text: str, tail: str) -> int:
+    """Return where a text stands last in a prompt, -1 if nowhere; in the template's tail, any letter may.
+
+    The template may trim the text: its core counts.
+    """
+    core = text.strip()
+    n_tail = len(tail) if core and rendered.endswith(tail) else 0
+    return rendered.rfind(core, 0, len(rendered) - n_tail)
+
+
 class ChatTemplate:
     """The Jinja template of a GGUF.
 
@@ -57,6 +67,11 @@ class ChatTemplate:
         """Return what stands before the first user text: system prompt, the template's own included."""
         system = [message for message in messages if message["role"] == "system"]
         return self.render([*system, {"role": "user", "content": USER_TEXT}]).split(USER_TEXT)[0]
+
+    def tail(self, messages: Sequence[Message] = ()) -> str:
+        """Return what stands after the last user text: what makes the model answer."""
+        system = [message for message in messages if message["role"] == "system"]
+        return self.render([*system, {"role": "user", "content": USER_TEXT}]).split(USER_TEXT)[-1]
 
     def tokenize(self, text: str, *, first: bool) -> list[int]:
         """Return the tokens of a rendered prompt, or of what follows one that is in the cache."""

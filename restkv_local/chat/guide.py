@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from restkv_local.chat.chat_template import find_last
 from restkv_local.config import Config
 from restkv_local.native import NativeContext
 
@@ -18,6 +19,7 @@ def question_guide(
     rendered: str,
     question: str,
     earlier: Sequence[str] = (),
+    tail: str = "",
 ) -> list[int]:
     """Return the guide of a chat prompt: what was asked before, its last question, what the template puts after it.
 
@@ -32,11 +34,12 @@ def question_guide(
     earlier : sequence of str
         What the user wrote before, oldest first. The last question of each message counts, the newest first, in
         what room the new one leaves: half of ``n_guide`` at least.
+    tail : str
+        What the template puts after a question.
     """
     if config.guide != "auto":
         return _fixed_guide(native, config)
-    # The template may trim the question: look for its core.
-    start = rendered.rfind(question.strip())
+    start = find_last(rendered, question, tail)
     tokens = native.tokenize(rendered[start:] if start >= 0 else "", add_special=False)
     asked = _asked_before(
         native, question, earlier, max(config.n_guide - len(tokens), config.n_guide // 2)

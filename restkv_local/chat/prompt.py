@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from restkv_local.chat.chat_template import ChatTemplate, Message
+from restkv_local.chat.chat_template import ChatTemplate, Message, find_last
 from restkv_local.chat.guide import question_guide
 from restkv_local.chat.held_cache import HeldCache
 from restkv_local.chat.moments import Moment, Moments
@@ -104,7 +104,8 @@ class PromptBuilder:
         # Read again from the start, the new question alone decides.
         before = [] if request.afresh else [turn.question for turn in earlier]
         config = self._llama.engine.config
-        guide = question_guide(self._llama.native, config, rendered, turn.guide, before)
+        tail = self._template.tail(messages_of(system, ()))
+        guide = question_guide(self._llama.native, config, rendered, turn.guide, before, tail)
         key, found, notes = None, None, []
         if not self._cache.text:
             self._cache.open((len(tokens), config.n_predict, self.count_pinned(system)))
@@ -170,7 +171,7 @@ class PromptBuilder:
                 return ""
             n += len(said)
         self._cache.text += rest[:n].decode(errors="ignore")
-        start = rendered.rfind(content.strip())
+        start = find_last(rendered, content, self._template.tail())
         return rendered[start : max(start, len(self._cache.text))] if start >= 0 else ""
 
     def _rewind(self, rendered: str, request: Request, *, is_first: bool) -> tuple[F32 | None, str]:

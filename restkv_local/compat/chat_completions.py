@@ -56,9 +56,9 @@ class ChatCompleter:
             tokens = self._template.tokenize(rendered, first=True)
         users = [message for message in plain if message["role"] == "user"]
         question = (users or plain)[-1]["content"]
-        llama = self._completer.llama
-        guide = question_guide(llama.native, llama.engine.config, rendered, question)
         system = list(takewhile(lambda message: message["role"] == "system", plain))
+        llama, tail = self._completer.llama, self._template.tail(system)
+        guide = question_guide(llama.native, llama.engine.config, rendered, question, tail=tail)
         pinned = self._template.pinned_text(system)
         # Some templates put what surrounds a first user message elsewhere: then nothing is pinned.
         n_pinned = (

@@ -101,7 +101,8 @@ class Framing:
         """Return the tokens that say what matters: the question, or the prompt's end where there is none."""
         if not prompt.question.strip():
             return ending_guide(self._native, config, tokens)
-        return question_guide(self._native, config, prompt.ending, prompt.question)
+        tail = prompt.ending[len(prompt.question) :]
+        return question_guide(self._native, config, prompt.ending, prompt.question, tail=tail)
 
     def _tokenize_first(self, text: str, *, framed: bool) -> list[int]:
         if framed and self._template is not None:

@@ -47,6 +47,19 @@ def test_one_question_is_answered_as_in_a_chat(open_llama, document):
     assert session.report.usage["prompt_tokens"] == found.timings["prompt_n"]
 
 
+def test_a_question_of_a_letter_is_not_looked_for_in_the_template_s_end(open_llama, document):
+    llama = open_llama(MODEL, **SMALL)
+    with DocumentReader(llama, [document], mode="shared", questions=["Who?", "a"]) as reader:
+        tail = reader._template.tail()
+
+        def tokenize(text):
+            return llama.native.tokenize(text, add_special=False)
+
+        assert reader._shared_guide() == tokenize(f"Who?\na{tail}")
+        reader._before = [*reader._before, 0]  # as where the letter joins what precedes it
+        assert reader._prompt("a").after == tokenize(f"a{tail}")
+
+
 @pytest.mark.parametrize("mode", ["shared", "ingest"])
 def test_several_questions_share_one_reading(open_llama, document, mode):
     llama = open_llama(MODEL, **SMALL)

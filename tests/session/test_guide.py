@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from restkv_local import Llama
+from restkv_local import ChatSession, Llama
 from restkv_local.chat.guide import question_guide
+from restkv_local.chat.prompt import Request
+from restkv_local.chat.turn import Turn
 from tests.session.conversation import MODEL
 
 pytestmark = pytest.mark.native
@@ -32,6 +34,21 @@ def guide(llama, earlier=(), new=NEW, n_guide=200, **changes):
 
 def test_alone_the_question_and_the_template_s_end_guide(llama):
     assert guide(llama) == f"{NEW}<bot>"
+
+
+@pytest.mark.parametrize("question", ["a", " im", "assistant", "end", "Why?"])
+def test_a_question_of_a_letter_is_not_looked_for_in_the_template_s_end(llama, question):
+    """The guide was what the template has after that letter, without the question."""
+    session = ChatSession(llama)
+    rendered = session._prompts.render(None, (), question)
+    tail = session._prompts._template.tail()
+    assert tail.startswith("<|im_end|>")
+    tokens = question_guide(llama.native, llama.config, rendered, question, (), tail)
+    asked = f"{question.strip()}{tail}"
+    assert tokens == llama.native.tokenize(asked, add_special=False)
+    prompt = session._prompts.build(Request(Turn(question)), None, (), question)
+    assert prompt.guide == tokens
+    assert session._prompts.hear(prompt, question, len(prompt.tokens)) == asked
 
 
 def test_questions_asked_before_come_first_and_the_rest_of_their_messages_does_not(llama):

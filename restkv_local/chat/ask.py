@@ -173,9 +173,10 @@ class DocumentReader:
                     f" tokens; these are {n_guide}: ask in groups, or with mode 'per-question'"
                 )
             config = replace(config, n_guide=max(config.n_guide, n_guide))
+        engine = self._old.renewed(config)  # before anything goes: it may be refused
         self._llama.native.release()
-        self._llama.engine = self._old.renewed(config)
-        return self._llama.engine
+        self._llama.engine = engine
+        return engine
 
     def close(self) -> None:
         """Forget the documents and give the model its own settings back."""

@@ -238,6 +238,19 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_read(
     assert not llama.engine.is_open
 
 
+def test_a_reading_that_is_refused_leaves_a_conversation_its_cache(open_llama, document):
+    """Its rows were gone before kvzip's repetition, too long for the chunk, was refused."""
+    llama = open_llama(MODEL, **SMALL | {"n_ubatch": 32, "n_guide": 16})
+    session = ChatSession(llama)
+    "".join(session.send("Hello."))
+    kept = session.context().kept
+    with pytest.raises(ConfigError, match="n_ubatch"):
+        DocumentReader(llama, [document], mode="ingest")
+    assert session.context().kept == kept > 0
+    "".join(session.send("And?"))
+    assert not session.report.notes
+
+
 def test_a_file_is_read_and_a_text_is_a_text(open_llama, tmp_path, monkeypatch):
     llama = open_llama(MODEL, **SMALL)
     path = tmp_path / "log.txt"

@@ -139,7 +139,12 @@ def evaluate(
     ] = False,
     n_scored: Annotated[
         int,
-        typer.Option("--scored", min=2, help="Tokens that ppl predicts.", rich_help_panel=TASKS),
+        typer.Option(
+            "--scored",
+            min=2,
+            help="Tokens that ppl goes on with after the eviction: all but the first are predicted.",
+            rich_help_panel=TASKS,
+        ),
     ] = N_SCORED,
     stride: Annotated[
         int | None,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from restkv_local.evaluation import likelihood
 from restkv_local.evaluation.grid import Cell
 from restkv_local.evaluation.log import Record
 from restkv_local.evaluation.metrics.registry import METRICS
@@ -27,19 +28,24 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Records that belong in one table: one family, length and way of asking."""
+    """Records that belong in one table: one family, length and way of asking.
+
+    ``n_after`` is how many tokens followed each text, where tables differ in it.
+    """
 
     family: str
     question: str
     length: int | None
     records: tuple[Record, ...]
+    n_after: int | None = None
 
     @property
     def title(self) -> str:
-        """The three in words."""
+        """What they have in common, in words."""
         words = [self.family]
         words += [f"{self.length:,} tokens"] if self.length is not None else []
         words += [f"question {self.question}"] if self.question else []
+        words += [f"scored {self.n_after:,}"] if self.n_after is not None else []
         return ", ".join(words)
 
     @property
@@ -71,11 +77,18 @@ class Section:
 
 def split_sections(records: Iterable[Record]) -> list[Section]:
     """Sort records into tables, in the order of their first ones."""
-    groups: dict[tuple[str, str, int | None], list[Record]] = {}
+    groups: dict[tuple[str, str, int | None], dict[int | None, list[Record]]] = {}
     for record in records:
         item = record.item
-        groups.setdefault((item.family, item.question, item.length), []).append(record)
-    return [Section(*key, tuple(found)) for key, found in groups.items()]
+        # Right after an eviction a text is predicted worse: more tokens are another mean.
+        n_after = record.tokens.get("after") if item.family == likelihood.NAME else None
+        group = groups.setdefault((item.family, item.question, item.length), {})
+        group.setdefault(n_after, []).append(record)
+    return [
+        Section(*key, tuple(found), n_after if len(group) > 1 else None)
+        for key, group in groups.items()
+        for n_after, found in group.items()
+    ]
 
 
 def scores_of(records: Iterable[Record], task: str, metric: str) -> list[float]:

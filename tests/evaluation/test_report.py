@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -144,6 +145,19 @@ def test_perplexity_is_that_of_the_mean():
     assert rows["restkv"][2].startswith("7.39 (1.04-52.46)")
     assert rows["restkv"][3:] == ["0.2000 (0.0040-0.3960)", "60.0 (40.4-79.6)"]
     assert table([predicted(1e6)])[1]["restkv"][2:] == ["inf", "-", "-"]
+
+
+def test_texts_that_went_on_for_other_lengths_are_tables_of_their_own():
+    """They were averaged in one line, as if more samples of the same."""
+    short, long = (
+        [replace(predicted(nll), tokens={"after": n}) for nll in (1.0, 3.0)] for n in (8, 1128)
+    )
+    (section,) = split_sections(short)
+    assert section.title == "ppl, 400 tokens"
+    sections = split_sections([*short, *long])
+    titles = [section.title for section in sections]
+    assert titles == ["ppl, 400 tokens, scored 8", "ppl, 400 tokens, scored 1,128"]
+    assert [len(section.records) for section in sections] == [2, 2]
 
 
 def rebuilt(errors, cell=CELL, **fields):

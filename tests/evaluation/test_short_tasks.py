@@ -134,12 +134,15 @@ def test_strides_are_pieces_of_the_text(tmp_path_factory, n_tokens, n_read, n_sc
         assert len(pieces) == (len(tokens) - n_read - n_scored) // step + 1
 
 
-def test_a_stride_of_the_scored_length_scores_each_token_once():
-    pieces = list(cut_strides(encode, n_read=100, n_scored=50, stride=50, n=6))
-    scored = [token for piece in pieces for token in piece.scored]
-    text = [*pieces[0].read, *scored]
-    assert len(text) == 400
+def test_a_stride_of_the_predicted_length_predicts_each_token_once():
+    """The first scored token is given: with a stride of all of them one in fifty was left out."""
+    pieces = list(cut_strides(encode, n_read=100, n_scored=51, stride=50, n=6))
+    predicted = [token for piece in pieces for token in piece.scored[1:]]
+    text = [*pieces[0].read, pieces[0].scored[0], *predicted]
+    assert len(text) == 401
     assert tuple(text[50:150]) == pieces[1].read
+    (whole,) = cut_strides(encode, n_read=100, n_scored=301, n=1)
+    assert text == [*whole.read, *whole.scored]
 
 
 def test_every_stride_begins_as_the_model_was_trained_to_read():

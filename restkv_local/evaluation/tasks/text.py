@@ -22,7 +22,8 @@ class Stride:
     read : tuple of int
         Tokens to read before the eviction.
     scored : tuple of int
-        Tokens that follow, to be predicted one by one.
+        Tokens that follow, one by one. All but the first are predicted: what predicts that one was read before the
+        eviction.
     """
 
     start: int
@@ -49,10 +50,10 @@ def cut_strides(
     file : Path, optional
         A document of any kind; None: the manual that ships with Python.
     n_read, n_scored : int
-        Tokens to read before an eviction, and to predict after it.
+        Tokens to read before an eviction, and to go on with after it.
     stride : int, optional
-        Tokens from the start of one piece to the next. None: the pieces do not overlap. ``n_scored`` predicts every
-        token of the text but the first ``n_read`` exactly once, as strided perplexity usually does.
+        Tokens from the start of one piece to the next. None: the pieces do not overlap. ``n_scored - 1`` predicts
+        every token after the first ``n_read + 1`` exactly once, as strided perplexity usually does.
     n : int, optional
         Most pieces; None: as many as the text holds.
     bos : int, optional

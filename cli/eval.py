@@ -86,7 +86,8 @@ def evaluate(
             "-n",
             "--samples",
             min=1,
-            help=f"Samples of each task, length and seed; {N_SAMPLES} by default, of files all.",
+            help=f"Samples of each task, length and seed; {N_SAMPLES} by default, of files all. Needles are"
+            " spread over so many depths: a log has them for one -n.",
             rich_help_panel=TASKS,
         ),
     ] = None,

@@ -68,13 +68,20 @@ def make_cells(
         make_policy(policy)
     for allocation in allocations:
         make_allocator(allocation)
-    for budget in budgets:
-        parse_budget(budget)
+    budgets = [_write_budget(budget) for budget in budgets]
     for prefill, place in product(prefills, positions):
         choices: dict[str, Any] = {"prefill": prefill, "positions": place}
         Config(**choices)
     cells = (Cell(*names) for names in product(policies, allocations, budgets, prefills, positions))
     return list(dict.fromkeys(cell if cell.evicts else FULL for cell in cells))
+
+
+def _write_budget(budget: str) -> str:
+    """Return a budget in the one form that logs and tables have: 25.0% and 25% are one cell."""
+    spec = parse_budget(budget)
+    if spec.kind == "bytes":
+        return budget.strip()
+    return f"{spec.value:.15g}%" if spec.kind == "percent" else f"{int(spec.value)}"
 
 
 def read_whole(cells: Iterable[Cell]) -> list[Cell]:

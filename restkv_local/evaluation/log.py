@@ -172,9 +172,9 @@ class EvalLog:
         """
         if item.prompt_hash not in self._hashes.get(_unhashed(item), {item.prompt_hash}):
             raise InputError(
-                f"{show_path(self.path)} has scores of {item.task} {item.id} with another prompt, other references or"
-                " another rule of scoring, or by a version that did not tell these apart: they cannot be compared;"
-                " name another log"
+                f"{show_path(self.path)} has scores of {item.task} {item.id} with another prompt (of needles -n decides"
+                " the depths), other references or another rule of scoring, or by a version that did not tell these"
+                " apart: they cannot be compared; name another log"
             )
 
     def add(self, record: Record) -> None:

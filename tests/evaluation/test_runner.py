@@ -11,7 +11,7 @@ from restkv_local.engine import Engine
 from restkv_local.errors import ConfigError, InputError
 from restkv_local.evaluation.answering import write_answer
 from restkv_local.evaluation.framing import Framing
-from restkv_local.evaluation.grid import FULL, Cell
+from restkv_local.evaluation.grid import FULL, Cell, make_cells
 from restkv_local.evaluation.log import EvalLog, read_log
 from restkv_local.evaluation.reading import Passage, Reader, group_cells
 from restkv_local.evaluation.report import write_report
@@ -416,6 +416,20 @@ def test_a_sample_without_context_is_told_and_the_next_one_asked(tiny, evaluate,
     assert unknown.steps[-1] == (2, 2)
     aware = evaluate(llama, "lambada", log="b", **asked)
     assert (len(aware.records), aware.lines) == (2, [])
+
+
+def test_a_budget_written_in_two_ways_is_one_cell():
+    cells = make_cells(["restkv"], ["uniform"], ["25%", "25.0 %", "064", "64"], ["full"], ["auto"])
+    assert [cell.budget for cell in cells] == ["25%", "64"]
+    (odd, other, size) = grid(budgets="0.1% 33.33% 512MiB")
+    assert (odd.budget, other.budget, size.budget) == ("0.1%", "33.33%", "512MiB")
+
+
+def test_needles_of_another_number_are_refused_by_what_decides_their_depths(tiny, evaluate):
+    llama = tiny()
+    evaluate(llama, "niah", n=2)
+    with pytest.raises(InputError, match="of needles -n decides the depths"):
+        evaluate(llama, "niah", n=3)
 
 
 def test_names_of_no_task_are_refused():

@@ -274,7 +274,7 @@ def evaluate(
     from restkv_local.evaluation.log import EvalLog, LogContent
     from restkv_local.evaluation.metadata import collect_conditions, describe_run
     from restkv_local.evaluation.plots import check_folder
-    from restkv_local.evaluation.runner import EvalPlan, check_tasks, run_eval
+    from restkv_local.evaluation.runner import EvalPlan, check_tasks, find_stand_ins, run_eval
     from restkv_local.model.demo import resolve_model
 
     check_tasks(tasks)
@@ -299,6 +299,12 @@ def evaluate(
     )
     if png is not None:
         check_folder(png)
+    if stand_ins := find_stand_ins(plan):
+        print_note(
+            f"note: {' and '.join(stand_ins)} ask about the manual that ships with Python, so that figures compare"
+            f" with each other, not with RULER's; for its own questions put {' and '.join(stand_ins.values())}"
+            " into the folder of --data"
+        )
     with open_model(resolve_model(model), settings, verbose=verbose) as llama:
         has_template = Framing(llama, use_template=not no_template).has_template
         if not has_template and not no_template:

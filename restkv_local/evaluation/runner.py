@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from restkv_local.errors import ConfigError, RestKVError
+from restkv_local.control_characters import show_path
+from restkv_local.errors import ConfigError, InputError, RestKVError
 from restkv_local.evaluation import (
     LENGTH,
     N_SAMPLES,
@@ -23,8 +24,10 @@ from restkv_local.evaluation.framing import Framing
 from restkv_local.evaluation.grid import Cell
 from restkv_local.evaluation.log import EvalLog, Item, Record
 from restkv_local.evaluation.reading import OnFailure, Reader
+from restkv_local.evaluation.tasks import ruler_questions
 from restkv_local.evaluation.tasks.base import Request
 from restkv_local.evaluation.tasks.registry import find_tasks
+from restkv_local.evaluation.tasks.ruler_recorded import find_recorded
 from restkv_local.llama import Llama
 
 T = TypeVar("T")
@@ -76,6 +79,11 @@ class EvalPlan:
         As in :class:`~restkv_local.evaluation.tasks.base.Request`; ``haystack`` is also the running text.
     n_scored, stride : int
         Of ``ppl``; see :func:`~restkv_local.evaluation.tasks.text.cut_strides`.
+
+    Raises
+    ------
+    InputError
+        If the data folder does not exist.
     """
 
     tasks: Sequence[str]
@@ -89,6 +97,14 @@ class EvalPlan:
     haystack: Path | None = None
     n_scored: int = N_SCORED
     stride: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a data folder that is not there: some tasks would take what they have without one."""
+        if self.data is not None and not self.data.is_dir():
+            raise InputError(
+                f"{show_path(self.data)} is no folder: --data is where the tasks' files lie; leave it out where"
+                " none is needed"
+            )
 
 
 @dataclass(slots=True)
@@ -140,6 +156,21 @@ def check_tasks(names: Sequence[str]) -> None:
                 find_tasks(name)
             except ConfigError as error:
                 raise ConfigError(f"{error}; {' and '.join(TEXT_TASKS)} are tasks too") from None
+
+
+def find_stand_ins(plan: EvalPlan) -> dict[str, str]:
+    """Return the tasks of a plan that ask about the shipped manual, with the files that RULER's questions come from."""
+    names = [
+        task.name for name in plan.tasks if name not in TEXT_TASKS for task in find_tasks(name)
+    ]
+    requests = [Request(count=len, length=length, data=plan.data) for length in plan.lengths]
+    return {
+        f"ruler-{name}": file
+        for name, file in ruler_questions.FILES.items()
+        if f"ruler-{name}" in names
+        and ruler_questions.find_file(name, plan.data) is None
+        and any(find_recorded(name, request) is None for request in requests)
+    }
 
 
 def run_eval(

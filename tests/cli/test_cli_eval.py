@@ -235,6 +235,35 @@ def test_files_that_cannot_be_are_one_line(run_cli, tmp_path, monkeypatch, args,
     assert text in only_error(run_cli("eval", "none.gguf", *args, command=main))
 
 
+@pytest.mark.parametrize("task", ["niah", "ruler-qa_1", "longbench", "ppl"])
+def test_a_data_folder_that_is_not_there_is_one_line(run_cli, tmp_path, monkeypatch, task):
+    """Some tasks quietly asked what they generate."""
+    monkeypatch.chdir(tmp_path)
+    args = ("eval", "none.gguf", "--task", task, "--data", "no/such", "--budget", "25%")
+    assert "no/such is no folder" in only_error(run_cli(*args, command=main))
+
+
+def test_questions_of_another_text_than_rulers_are_named(run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def notes(*args):
+        result = run_cli("eval", "none.gguf", *args, command=main)
+        return [line for line in result.err.splitlines() if line.startswith("note: ")]
+
+    (note,) = notes("--task", "ruler")
+    assert "ruler-qa_1 and ruler-qa_2 ask about the manual that ships with Python" in note
+    assert "put ruler/squad.json and ruler/hotpotqa.json into the folder of --data" in note
+    assert notes("--task", "ruler-vt") == notes("--task", "ppl") == []
+    (tmp_path / "ruler" / "512" / "qa_2").mkdir(parents=True)
+    (tmp_path / "ruler" / "512" / "qa_2" / "validation.jsonl").touch()
+    (note,) = notes("--task", "ruler", "--data", ".", "--length", "512")
+    assert "qa_2" not in note
+    (tmp_path / "ruler" / "squad.json").touch()
+    assert notes("--task", "ruler", "--data", ".", "--length", "512") == []
+    (note,) = notes("--task", "ruler", "--data", ".", "--length", "512", "--length", "256")
+    assert "qa_1" not in note
+
+
 def test_a_log_that_is_none_is_one_line(run_cli, tmp_path):
     path = tmp_path / "x"
     path.write_text("hello\n")

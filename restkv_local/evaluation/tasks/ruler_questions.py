@@ -22,6 +22,12 @@ _INSTRUCTION: Final = (
 )
 
 
+def find_file(name: str, data: Path | None) -> Path | None:
+    """Return the file of RULER's own questions, None where the manual stands in for it."""
+    file = None if data is None else data / FILES[name]
+    return file if file is not None and file.is_file() else None
+
+
 def make_sample(name: str, request: Request, index: int) -> Sample:
     """Build one sample.
 
@@ -32,11 +38,8 @@ def make_sample(name: str, request: Request, index: int) -> Sample:
     seed draws the questions. Without ``squad.json`` or ``hotpotqa.json`` in the data folder the questions are
     about the shipped manual: figures then compare with each other, not with RULER's.
     """
-    file = None if request.data is None else request.data / FILES[name]
-    found = file is not None and file.is_file()
-    asked = (
-        _read(file, name) if file is not None and found else ask_manual(1 if name == "qa_1" else 2)
-    )
+    file = find_file(name, request.data)
+    asked = ask_manual(1 if name == "qa_1" else 2) if file is None else _read(file, name)
     order = random.Random(request.key(f"ruler-{name}", 0)).sample(
         range(len(asked.questions)), len(asked.questions)
     )
@@ -60,7 +63,7 @@ def make_sample(name: str, request: Request, index: int) -> Sample:
             references=question.answers,
             max_new_tokens=32,
             metric="match_part",
-            extra={"length": request.n_tokens, "source": str(file) if found else "manual"},
+            extra={"length": request.n_tokens, "source": "manual" if file is None else str(file)},
         )
 
     return request.fit(build)

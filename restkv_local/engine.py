@@ -94,6 +94,14 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
+class Probing:
+    """What a probe is read behind: so many slots in use, and the logits of the text's last token if there are any."""
+
+    n_used: int
+    logits: F32 | None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A sequence at one moment: rows and observed queries, what the host knows of them, counters."""
 
@@ -165,6 +173,7 @@ class Engine:
         self.rows = RowTable(0, 0, 0)
         self._moments = QueryMoments()
         self._n_untracked = 0  # newest queries that the tracked figures lack
+        self._probing: Probing | None = None
         self._repetition = self._prepare_repetition() if "repeat" in self._kinds else None
         # Newest queries that are kept: those that judge, and those that tracked figures lack.
         self._n_ring = max(config.n_obs + config.n_guide, config.n_ubatch if self._kinds else 1)
@@ -334,6 +343,7 @@ class Engine:
 
     def _clear(self) -> None:
         self.native.clear()
+        self._probing = None
         self.guide = []
         self.rows.clear()
         self._n_untracked = 0
@@ -412,6 +422,7 @@ class Engine:
 
     def save(self) -> Snapshot:
         """Copy the sequence; :meth:`restore` goes on from there as if nothing had happened since."""
+        self._settle()
         self._track()
         return Snapshot(
             self.native.state(),
@@ -435,6 +446,7 @@ class Engine:
                 "this state contradicts the table of its rows: it was changed by hand"
             )
         self.native.set_state(snapshot.state)
+        self._probing = None
         self.rows.restore(snapshot.rows)
         self.counters = replace(snapshot.counters)
         self._moments = copy(snapshot.moments)
@@ -475,6 +487,7 @@ class Engine:
         KeyboardInterrupt
             On Ctrl-C. The chunks read so far stay: ``counters.seen`` tells how many tokens.
         """
+        self._settle()
         start = time.perf_counter()
         evict = evict and self.policy.evicts
         self.guide = guide
@@ -515,6 +528,7 @@ class Engine:
 
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
+        self._end_probe()
         if self.policy.evicts and self._room < 1:
             # The answer so far asks for particular rows too.
             self._evict_guided(n_more=self.config.n_obs)
@@ -579,6 +593,7 @@ class Engine:
 
     def evict(self) -> None:
         """Evict to the budget now, by the newest ``n_obs`` queries."""
+        self._settle()
         self._evict(self._n_window(self.config.n_obs))
 
     @property
@@ -630,21 +645,33 @@ class Engine:
     def _probe(self, tokens: Sequence[int], look: Callable[[], T]) -> T:
         """Do something while tokens are in the cache that are no part of the text; then the text's logits count."""
         # An answer may begin right after. There are none when a snapshot has just been restored.
-        logits = copy(self.native.find_logits())
-        n_used = self.rows.used
+        self._probing = Probing(self.rows.used, copy(self.native.find_logits()))
         try:
             self._decode(list(tokens), probe=True)
             return look()
-        finally:  # Ctrl-C too, and between these two
-            self.native.finish(lambda: self._drop_probe(self.rows.used - n_used, logits))
+        finally:
+            self._end_probe()
 
-    def _drop_probe(self, n_probe: int, logits: F32 | None) -> None:
+    def _settle(self) -> None:
+        """Drop what Ctrl-C left: tokens that nobody counted, a probe that was over."""
+        if self.native.used > self.rows.used:
+            self.native.finish(lambda: self.native.remove_tail(self.native.used - self.rows.used))
+        self._end_probe()
+
+    def _end_probe(self) -> None:
+        if self._probing is not None:
+            self.native.finish(self._drop_probe)
+
+    def _drop_probe(self) -> None:
+        probing, self._probing = self._probing, None
+        assert probing is not None, "asked before"
+        n_probe = self.rows.used - probing.n_used
         if n_probe == 0:
             return
         self.native.remove_tail(n_probe)
         self.rows.drop_tail(n_probe)
-        if logits is not None:
-            self.native.logits()[:] = logits
+        if probing.logits is not None:
+            self.native.logits()[:] = probing.logits
 
     def _evict(self, n_window: int, *, guided: bool = False) -> None:
         """Score all rows by the newest ``n_window`` queries, keep the budget."""
@@ -709,6 +736,7 @@ class Engine:
             Newest rows that will go in any case.
         """
         if n_probe == 0:
+            self._settle()
             self._track()
             self.repeat()
         config = self.config

@@ -51,9 +51,10 @@ class TurnTaking:
         """
         turn = Turn(self, stream)
         # Not waiting: a callback of the running call may be what asks.
-        if not self._lock.acquire(blocking=False):
+        if self._lock.locked():
             raise _busy()
-        try:
+        # By the statement alone: Ctrl-C may come right after an acquire(), and nobody would release it.
+        with self._lock:
             if self._turn is not None and self._turn.thread != turn.thread:
                 raise _busy()
             before = self._turn
@@ -67,8 +68,6 @@ class TurnTaking:
             while self._late:
                 self._late.pop(0)()
             self._turn = turn
-        finally:
-            self._lock.release()
         try:
             yield turn
         finally:

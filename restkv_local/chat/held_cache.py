@@ -43,10 +43,15 @@ class HeldCache:
         """Note what the cache stands for now."""
         self.text = text
         self._counters = self.engine.counters  # whoever else fills this cache makes new ones
+        self._n_seen = (
+            self._counters.seen
+        )  # Ctrl-C may come between tokens and what is noted of them
 
     def held(self) -> str:
-        """Return what the cache stands for: nothing, once somebody else has used it or freed it."""
-        if self.engine.counters is not self._counters or not self.engine.is_open:
+        """Return what the cache stands for: nothing, once it holds tokens that nobody noted here, or was freed."""
+        counters = self.engine.counters
+        is_ours = counters is self._counters and counters.seen == self._n_seen
+        if not is_ours or not self.engine.is_open:
             self.text = ""
         return self.text
 
@@ -73,7 +78,7 @@ class HeldCache:
         return self._llama.native.finish(self.engine.try_save)
 
     def restore(self, snapshot: Snapshot, text: str) -> bool:
-        """Put a cache in place that stands for ``text``; False if the open one cannot take it."""
+        """Put a cache in place that stands for ``text``; False if the open one cannot take it, or not go on from it."""
         if tracked_kinds(snapshot) != self.engine.tracks:
             return False
         # Somebody else may have freed it, or opened it by rules of theirs.
@@ -81,6 +86,9 @@ class HeldCache:
 
         def restore() -> None:
             self.engine.restore(snapshot)
+            if self._llama.native.room < self.engine.n_repeat:
+                self.engine.clear()
+                raise NativeError("no room is left to have the text repeated")
             self.hold(text)
 
         try:

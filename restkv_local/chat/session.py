@@ -486,7 +486,8 @@ class ChatSession:
         report.notes += prompt.notes
         earlier, tokens, logits = prompt.earlier, prompt.tokens, prompt.logits
         engine = self._engine
-        seen, cached = engine.counters.seen, round(engine.rows.mean)
+        counters = engine.counters
+        seen, cached = counters.seen, round(engine.rows.mean)
         answer: list[str] = []
         kept: Snapshot | None = None
         start = answer_start = time.perf_counter()
@@ -506,7 +507,8 @@ class ChatSession:
             report.finish_reason = yield from generate(self._llama, logits, answer)
         finally:
             end = time.perf_counter()
-            n_new = engine.counters.seen - seen
+            is_lost = engine.counters is not counters  # with rows half moved it was cleared
+            n_new = 0 if is_lost else counters.seen - seen
             n_read = min(len(tokens), n_new)
             n_said = n_new - n_read
             report.response = "".join(answer)
@@ -517,7 +519,7 @@ class ChatSession:
                     heard = self._prompts.hear(prompt, content, n_read)
                     self._turns = [*earlier, replace(prompt.turn, heard=heard)]
             else:
-                self._cache.text += report.response
+                self._cache.hold(self._cache.text + report.response)
                 self._turns = [*earlier, replace(prompt.turn, answer=report.response)]
             report.usage = {
                 "prompt_tokens": seen + n_read,

@@ -2,6 +2,7 @@
 
 import _thread
 import gc
+import signal
 import threading
 import time
 
@@ -338,3 +339,28 @@ def test_a_callback_that_asks_an_older_stream_is_told(open_llama):
 
     "".join(session.send("and of the other", on_progress=ask_old))
     assert told
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer that interrupts")
+def test_ctrl_c_at_any_moment_leaves_nobody_shut_out():
+    turns = TurnTaking()
+    n_interrupts = 0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(1000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 2e-6 + i % 50 * 1e-6)
+                while True:
+                    with turns.call():
+                        pass
+            except KeyboardInterrupt:
+                n_interrupts += 1
+            assert not turns._lock.locked()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert n_interrupts == 1000

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from restkv_local import ChatSession, device_factors
-from restkv_local.errors import InputError
+from restkv_local.errors import InputError, NativeError
+from restkv_local.native import FAILED
 from restkv_local.native.worker import Worker
 from tests import builders
 from tests.engine.test_engine import check_invariants, read
@@ -349,6 +350,83 @@ def test_a_probe_that_was_just_read_leaves_nothing_behind(open_llama, tokens, mo
     assert engine.rows.used == engine.native.used == seen  # nothing was evicted yet
     engine.read(tokens(400)[seen:], guide=tokens(12, seed=9))
     check_invariants(engine)
+
+
+def interrupt_before(monkeypatch, native, name):
+    """Press Ctrl-C right before a function of the engine is run to its end: nobody has promised that yet."""
+    finish, pressed = native.finish, []
+
+    def late(call):
+        if not pressed and getattr(call, "__name__", "") == name:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return finish(call)
+
+    monkeypatch.setattr(native, "finish", late)
+    return pressed
+
+
+@pytest.mark.parametrize("goes_on", ["read", "save", "plan", "evict"])
+def test_a_probe_that_ctrl_c_left_is_dropped_by_whoever_comes_next(
+    open_llama, tokens, monkeypatch, goes_on
+):
+    llama = open_llama(MODEL)
+    engine = llama.engine
+    engine.open(400, 16, 0)
+    pressed = interrupt_before(monkeypatch, llama.native, "_drop_probe")
+    with pytest.raises(KeyboardInterrupt):
+        engine.read(tokens(400), guide=tokens(12, seed=9))
+    assert pressed
+    seen = engine.counters.seen
+    assert engine.rows.used == seen + 12
+    if goes_on == "read":
+        engine.read(tokens(400)[seen:], guide=tokens(12, seed=9))
+        assert engine.counters.seen == 400
+    elif goes_on == "plan":
+        assert engine.plan(8).keep.size
+    else:
+        getattr(engine, goes_on)()
+    check_invariants(engine)
+
+
+@pytest.mark.parametrize("again", ["regenerate", "send"])
+def test_an_answer_that_nobody_noted_is_not_taken_for_text(open_llama, monkeypatch, again):
+    """Ctrl-C comes when the answer is in the cache and the conversation does not know yet."""
+    session = ChatSession(open_llama(MODEL, policy="full", n_predict=6))
+    "".join(session.send("hello"))
+    hold = session._cache.hold
+
+    def late(text):
+        if session.report.response and text.endswith(session.report.response):
+            monkeypatch.setattr(session._cache, "hold", hold)
+            raise KeyboardInterrupt
+        hold(text)
+
+    monkeypatch.setattr(session._cache, "hold", late)
+    with pytest.raises(KeyboardInterrupt):
+        "".join(session.regenerate() if again == "regenerate" else session.send("and now?"))
+    assert session._cache.held() == ""
+    "".join(session.send("what else?"))
+    assert any("again" in note for note in session.report.notes)
+    assert session._cache.held().endswith(session.turns[-1].answer)
+
+
+def test_rows_that_were_lost_half_moved_are_read_again(open_llama, monkeypatch):
+    session = ChatSession(open_llama(MODEL))
+    "".join(session.send("one two three. " * 3))
+    native = session.llama.native
+    compact = native.compact
+
+    def broken(*_):
+        monkeypatch.setattr(native, "compact", compact)
+        raise NativeError("the backend could not compute a graph", FAILED)
+
+    monkeypatch.setattr(native, "compact", broken)
+    with pytest.raises(NativeError):
+        "".join(session.send("four five six. " * 10))
+    assert session._cache.held() == ""
+    "".join(session.send("and now?"))
+    assert any("again" in note for note in session.report.notes)
 
 
 def test_what_was_said_is_what_the_cache_holds(open_llama, monkeypatch):

@@ -467,3 +467,15 @@ def test_a_document_comes_as_text_as_path_or_alone(open_chat, tmp_path):
         say(session, "what?", documents=documents)
         (attached,) = session.turns[-1].documents
         assert attached.text == "the ferry left"
+
+
+def test_a_moment_that_leaves_no_room_to_have_the_text_repeated_is_read_again(open_chat):
+    """kvzip repeats a part of the text before it evicts: the old cache had room for that, the new one has not."""
+    model = builders.llama(n_head=4, n_head_kv=1, head_dim=64, n_embd=64)
+    session = open_chat(model, policy="kvzip", budget=900, n_ubatch=400, n_predict=8)
+    for i in range(4):
+        say(session, f"{i}: {prose(120)}?")
+    session.set_budget(64)
+    assert "read again" in session.undo(3)
+    assert say(session, prose(60)) is not None
+    assert session.report.kv["events"] >= 1

@@ -46,7 +46,7 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             show_default=False,
             help="A GGUF file (of a split model: its first part), or 'demo'. Leave it out with --table.",
         ),

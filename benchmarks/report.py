@@ -153,6 +153,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-avx2": lambda: bench("bench-avx2").to_markdown(with_profile=True),
     "bench-avx2-rounds": lambda: bench("bench-avx2-rounds").to_markdown(),
     "bench-allocations": lambda: bench("bench-allocations").to_markdown(),
+    "bench-1b": lambda: bench("bench-1b").to_markdown(with_profile=True),
     "bench-budgets": lambda: bench("bench-budgets").to_markdown(),
     "bench-policies": lambda: bench("bench-policies").to_markdown(),
     "ruler-choice": ruler_choice,

@@ -248,7 +248,8 @@ def evaluate(
     """Measure the quality of evicted caches with the field's tasks: needles, RULER, LongBench, ...
 
     Each sample is asked in every cell of the grid, greedily, and each score is a line of the log at
-    once: after Ctrl-C the same command goes on. Cells with `--prefill full` share one reading.
+    once: after Ctrl-C the same command goes on. Cells with `--prefill full` share one reading. Every
+    cell answers from its budget's rows; a chat keeps what was read since a single eviction.
 
     Besides tasks with answers: `ppl` reads a text, evicts and predicts what follows (perplexity, KL
     divergence from the full cache); `reconstruction` measures how far the plan of each policy moves

@@ -29,10 +29,17 @@ def open_poisoned(open_native, tmp_path):
     return open_
 
 
-def poison(native):
-    for _ in range(2):
-        native.decode([POISON] * 100)
-    assert not np.isfinite(native.logits()).any()
+@pytest.fixture
+def poison(on_gpu):
+    def poison_(native):
+        for _ in range(2):
+            native.decode([POISON] * 100)
+        infinite = not np.isfinite(native.logits()).any()
+        if on_gpu and not infinite:
+            pytest.skip("this device holds what f16 cannot at its largest value")
+        assert infinite
+
+    return poison_
 
 
 def read(native, text):
@@ -44,7 +51,9 @@ def read(native, text):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_cleared_cache_is_as_a_new_one_whatever_was_read_before(open_poisoned, tokens, name):
+def test_a_cleared_cache_is_as_a_new_one_whatever_was_read_before(
+    open_poisoned, poison, tokens, name
+):
     text = [token for token in tokens(80) if token != POISON][:70]
     native = open_poisoned(name)
     expected = read(native, text)
@@ -55,7 +64,7 @@ def test_a_cleared_cache_is_as_a_new_one_whatever_was_read_before(open_poisoned,
     np.testing.assert_array_equal(read(native, text), expected)
 
 
-def test_a_state_brings_all_rows_back_to_what_they_were(open_poisoned, tokens):
+def test_a_state_brings_all_rows_back_to_what_they_were(open_poisoned, poison, tokens):
     text = [token for token in tokens(120) if token != POISON][:110]
     native = open_poisoned("llama")
     native.decode(text[:40])

@@ -53,18 +53,13 @@ def size_cache(
     ConfigError
         If the budget does not hold what must stay; a percentage is raised to that.
     """
-    stays = {
-        "n_sink": config.n_sink,
-        "n_recent": config.n_recent,
-        "n_pinned": max(0, n_pinned - config.n_sink),
-    }
     n_reserve = config.n_ubatch + n_probe
     row_bytes = kv_bytes_per_token(shape, config.type_k, config.type_v)
     spec = parse_budget(config.budget)
-    n_least = least_budget(**stays) if evicts else 1
+    n_least = least_budget(config, n_pinned) if evicts else 1
     budget = resolve_budget(spec, row_bytes, n_reserve, n_prompt, ROW_PAD, n_least)
     if evicts:
-        check_budget(budget, **stays)
+        check_budget(budget, config, n_pinned)
     n_rows = budget + n_reserve
     if _reads_whole(config, evicts=evicts):
         n_rows = max(n_prompt + n_answer + 1 + n_repeat, n_rows)

@@ -128,7 +128,7 @@ class Config:
             raise ConfigError(f"kernel must be odd, to be centred; got kernel={self.kernel}")
         spec = parse_budget(self.budget)
         if spec.kind == "rows":
-            check_budget(int(spec.value), n_sink=self.n_sink, n_recent=self.n_recent)
+            check_budget(int(spec.value), self, n_pinned=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,24 +216,25 @@ def resolve_budget(
     return n_capacity - n_reserve
 
 
-def least_budget(*, n_sink: int, n_recent: int, n_pinned: int = 0) -> int:
-    """Return the rows that must stay, and one to choose."""
-    return n_sink + n_pinned + n_recent + 1
+def least_budget(config: Config, n_pinned: int) -> int:
+    """Return the rows that must stay, and one to choose; sinks are among the first ``n_pinned`` tokens."""
+    return max(config.n_sink, n_pinned) + config.n_recent + 1
 
 
-def check_budget(budget: int, *, n_sink: int, n_recent: int, n_pinned: int = 0) -> None:
+def check_budget(budget: int, config: Config, n_pinned: int) -> None:
     """Refuse a budget that leaves no row to choose.
 
     Raises
     ------
     ConfigError
-        If ``budget`` is below sinks + pinned + recent + 1.
+        If ``budget`` is below `least_budget`.
     """
-    least = least_budget(n_sink=n_sink, n_recent=n_recent, n_pinned=n_pinned)
+    least = least_budget(config, n_pinned)
     if budget < least:
+        n_more = max(0, n_pinned - config.n_sink)
         raise ConfigError(
             f"budget must be at least n_sink + n_pinned + n_recent + 1 = {least}; got"
-            f" budget={budget}, n_sink={n_sink}, n_pinned={n_pinned}, n_recent={n_recent}"
+            f" budget={budget}, n_sink={config.n_sink}, n_pinned={n_more}, n_recent={config.n_recent}"
         )
 
 

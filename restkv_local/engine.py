@@ -149,9 +149,8 @@ class Engine:
         self.shape = shape
         self.config = config
         self.policy = policy or make_policy(config.policy, config)
-        self.is_configured = (
-            policy is None
-        )  # the policy is what the options say, without knobs of its own
+        # The policy is what the options say, without knobs of its own.
+        self.is_configured = policy is None
         self._allocator = make_allocator(config.allocation)
         check_pair(self._allocator, self.policy)
         self._on_evict = on_evict

@@ -92,7 +92,7 @@ LLAMA_API void llama_restkv_abort(struct llama_context * ctx, bool abort);
 LLAMA_API int32_t llama_restkv_n_layer (const struct llama_context * ctx);               // layers in the pool
 LLAMA_API int32_t llama_restkv_layer_info(const struct llama_context * ctx, int32_t i,     // model layer of pool layer i
                                         int32_t * n_head, int32_t * n_head_kv, int32_t * head_dim_k, int32_t * head_dim_v,
-                                        int32_t * device);                               // layers of one device share its rows;
+                                        int32_t * device);                               // layers of one device share its rows
 LLAMA_API int32_t llama_restkv_capacity(const struct llama_context * ctx);               // rows of a segment on average
 LLAMA_API int32_t llama_restkv_used    (const struct llama_context * ctx);               // slots in use, always [0, used)
 LLAMA_API int32_t llama_restkv_room    (const struct llama_context * ctx);               // tokens that every segment has a row for

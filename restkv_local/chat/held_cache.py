@@ -43,9 +43,8 @@ class HeldCache:
         """Note what the cache stands for now."""
         self.text = text
         self._counters = self.engine.counters  # whoever else fills this cache makes new ones
-        self._n_seen = (
-            self._counters.seen
-        )  # Ctrl-C may come between tokens and what is noted of them
+        # Ctrl-C may come between tokens and what is noted of them.
+        self._n_seen = self._counters.seen
 
     def held(self) -> str:
         """Return what the cache stands for: nothing, once it holds tokens that nobody noted here, or was freed."""

@@ -17,7 +17,12 @@ from restkv_local.config import Config
 from restkv_local.control_characters import show_path
 from restkv_local.engine import Snapshot
 from restkv_local.errors import ConfigError, SessionFileError, UnreadableFileError
-from restkv_local.storage.container import read_container, read_meta, write_container
+from restkv_local.storage.container import (
+    read_container,
+    read_meta,
+    unreadable,
+    write_container,
+)
 from restkv_local.storage.fields import check_fields
 from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot
 from restkv_local.storage.sole_writer import sole_writer
@@ -210,9 +215,7 @@ def read_session(path: str | Path) -> SavedSession:
             )
         )
     except MemoryError as error:
-        raise UnreadableFileError(
-            f"cannot read {show_path(path)}: there is not enough memory"
-        ) from error
+        raise unreadable(path, error) from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SessionFileError(
             f"{show_path(path)} does not fit this version of restkv-local ({error!s:.200}): "

@@ -210,13 +210,7 @@ class Reader:
             raise ConfigError(
                 f"{cell.budget} pays for a whole cache, and here are only plans; give rows or a percentage"
             )
-        config = self.config(cell)
-        n_least = least_budget(
-            n_sink=config.n_sink,
-            n_recent=config.n_recent,
-            n_pinned=max(0, passage.n_pinned - config.n_sink),
-        )
-        n_least = n_least if cell.evicts else 1
+        n_least = least_budget(self.config(cell), passage.n_pinned) if cell.evicts else 1
         return resolve_budget(spec, 0, 0, len(passage.tokens), n_least=n_least)
 
 
@@ -247,11 +241,5 @@ def check_rows(engine: Engine) -> None:
     ConfigError
         If they do not.
     """
-    config = engine.config
     if engine.policy.evicts:
-        check_budget(
-            engine.budget,
-            n_sink=config.n_sink,
-            n_recent=config.n_recent,
-            n_pinned=max(0, engine.n_pinned - config.n_sink),
-        )
+        check_budget(engine.budget, engine.config, engine.n_pinned)

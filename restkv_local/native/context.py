@@ -462,9 +462,7 @@ class NativeContext:
 
     def make_sampler(self, **options: Any) -> Sampler:
         """Return a :class:`Sampler` of this library and vocabulary with these options; close it after use."""
-        sampler = Sampler(self._llama, self._vocab, **options)
-        sampler.owner = self  # a grammar reads the vocabulary
-        return sampler
+        return Sampler(self._llama, self._vocab, owner=self, **options)
 
     def remove_tail(self, n: int) -> None:
         """Remove the newest ``n`` rows, e.g. a probe."""

@@ -61,6 +61,8 @@ class Sampler:
         Added to the logits of these tokens; ``-inf`` forbids one.
     grammar : str, optional
         GBNF; only what it derives from ``root`` can be drawn.
+    owner : object, optional
+        What frees the vocabulary when it goes: the sampler keeps it.
 
     Raises
     ------
@@ -85,10 +87,11 @@ class Sampler:
         n_last: int = PENALISED,
         logit_bias: Mapping[int, float] | None = None,
         grammar: str | None = None,
+        owner: object = None,
     ) -> None:
         self.seed = seed
         self.n_drawn = 0
-        self.owner: Any = None  # whose vocabulary it is; it lives as long
+        self._owner = owner  # it lives as long: a grammar reads its vocabulary
         self._llama = llama
         self._greedy = temp <= 0
         n_vocab: int = llama.llama_vocab_n_tokens(vocab)

@@ -114,7 +114,7 @@ def _read(
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero character
         raise _not_there(shown, "does not exist") from None
     except OSError as error:
-        raise _unreadable(shown, error) from error
+        raise unreadable(path, error) from error
     if not is_file:
         raise _not_there(shown, "is no file")
     try:
@@ -126,11 +126,11 @@ def _read(
     except SessionFileError:
         raise
     except MemoryError as error:
-        raise _unreadable(shown, error) from error
+        raise unreadable(path, error) from error
     except Exception as error:  # a damaged zip makes its reader raise whatever it likes
         # EINVAL: a seek to before the start, which only a damaged zip asks for.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise _unreadable(shown, error) from error
+            raise unreadable(path, error) from error
         raise SessionFileError(
             f"{shown} is damaged, cut short or no file of ours ({str(error) or type(error).__name__}): "
             "restore a copy of it or remove it"
@@ -138,10 +138,12 @@ def _read(
     return meta, arrays
 
 
-def _unreadable(shown: str, error: OSError | MemoryError) -> UnreadableFileError:
-    if isinstance(error, MemoryError):
-        return UnreadableFileError(f"cannot read {shown}: there is not enough memory")
-    return UnreadableFileError(f"cannot read {shown}: {error.strerror or error}")
+def unreadable(path: Path, error: OSError | MemoryError) -> UnreadableFileError:
+    """Return what is said of a file that may be whole and cannot be read now."""
+    why = (
+        "there is not enough memory" if isinstance(error, MemoryError) else error.strerror or error
+    )
+    return UnreadableFileError(f"cannot read {show_path(path)}: {why}")
 
 
 def _not_there(shown: str, what: str) -> SessionFileError:

@@ -182,7 +182,7 @@ def test_the_least_budget_is_said_with_all_numbers():
     for part in ("= 37", "budget=36", "n_sink=4", "n_pinned=0", "n_recent=32"):
         assert part in message
     with pytest.raises(ConfigError, match="= 47"):
-        check_budget(46, n_sink=4, n_recent=32, n_pinned=10)
+        check_budget(46, Config(n_sink=4, n_recent=32), n_pinned=14)
 
 
 def test_defaults_can_be_read_without_numpy():

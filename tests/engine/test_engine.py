@@ -1,14 +1,11 @@
 """Reading and generating under a budget, on tiny random models."""
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from restkv_local import Llama
-from restkv_local.allocators.base import Allocator, fit_total
-from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.errors import (
     CacheFullError,
     ConfigError,
@@ -500,36 +497,3 @@ def test_a_guide_of_ones_own_is_read_whole_or_refused(open_llama):
     ):
         open_llama(builders.llama(), guide=words)
     assert open_llama(builders.llama(), guide="words", n_guide=16).engine.config.guide == "words"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Last(Allocator):
-    """Whatever is not protected goes to the last layer."""
-
-    name: ClassVar[str] = "last"
-    summary: ClassVar[str] = "the last layer"
-    source: ClassVar[str] = "none"
-
-    def allocate(self, demand):
-        wanted = np.zeros(demand.n_rows.shape)
-        wanted[-1] = 1.0
-        return fit_total(wanted, demand)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("n_gpu_layers", [0, 2, -1])
-def test_rows_stay_on_their_device_whatever_the_allocation(
-    open_llama, tokens, monkeypatch, n_gpu_layers
-):
-    """The output layer counts as one of those on the GPU."""
-    monkeypatch.setitem(ALLOCATORS, "last", Last)
-    model = builders.llama(n_layer=4, n_head_kv=2, head_dim=64)
-    llama = open_llama(model, allocation="last", policy="snapkv", n_gpu_layers=n_gpu_layers)
-    text = tokens(600)
-    engine = read(llama, text, guide=text[-12:])
-    check_invariants(engine)
-    devices = np.array([layer.device for layer in engine.native.layers])
-    assert len({*devices}) == (2 if n_gpu_layers == 2 else 1)
-    for device in {*devices}:
-        mine = devices == device
-        assert engine.rows.n_rows[mine].sum() == engine.budget * mine.sum() * 2

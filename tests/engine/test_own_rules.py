@@ -1,13 +1,13 @@
 """Policies and allocations of a user's own, registered from outside the package."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from restkv_local import register_allocator, register_policy
-from restkv_local.allocators.base import Allocator
+from restkv_local.allocators.base import Allocator, fit_total
 from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.config import Config
 from restkv_local.errors import ConfigError, PlanError
@@ -55,6 +55,17 @@ class Generous(Allocator):
 
     def allocate(self, demand):
         return demand.n_rows.copy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Last(Generous):
+    name: ClassVar[str] = "last"
+
+    def allocate(self, demand):
+        """Whatever is not protected goes to the last layer."""
+        wanted = np.zeros(demand.n_rows.shape)
+        wanted[-1] = 1.0
+        return fit_total(wanted, demand)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +148,37 @@ def test_knobs_stay_where_an_engine_is_renewed(open_llama, monkeypatch, policy):
     assert not llama.engine.renewed(llama.engine.config).is_configured
     other = llama.engine.renewed(Config(policy="restkv"))
     assert other.is_configured
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_gpu_layers", [0, 2, -1])
+def test_rows_stay_on_their_device_whatever_the_allocation(open_llama, tokens, n_gpu_layers):
+    """The output layer counts as one of those on the GPU."""
+    register_allocator(Last)
+    model = builders.llama(n_layer=4, n_head_kv=2, head_dim=64)
+    llama = open_llama(model, allocation="last", policy="snapkv", n_gpu_layers=n_gpu_layers)
+    text = tokens(600)
+    engine = read(llama, text, guide=text[-12:])
+    check_invariants(engine)
+    devices = np.array([layer.device for layer in engine.native.layers])
+    assert len({*devices}) == (2 if n_gpu_layers == 2 else 1)
+    for device in {*devices}:
+        mine = devices == device
+        assert engine.rows.n_rows[mine].sum() == engine.budget * mine.sum() * 2
+
+
+def test_an_eviction_goes_by_the_devices_that_the_pool_names(open_llama, tokens):
+    """Without a GPU: the layers are only said to lie on two."""
+    register_allocator(Last)
+    llama = open_llama(builders.llama(n_layer=4, n_head_kv=2, head_dim=64), allocation="last")
+    engine = llama.engine
+    engine.open(300, 16, 0)
+    engine.native.layers = [
+        replace(layer, device=i // 2) for i, layer in enumerate(engine.native.layers)
+    ]
+    engine.read(tokens(300))
+    assert engine.counters.events > 0
+    engine.evict()
+    n_rows = engine.rows.n_rows.sum(axis=1)
+    assert n_rows.reshape(2, 2).sum(axis=1).tolist() == [256, 256]
+    assert n_rows[3] > n_rows[2]

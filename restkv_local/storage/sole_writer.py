@@ -59,10 +59,8 @@ def _acquire(name: str) -> FileLock:
         return _acquire_in(user_cache_path("restkv-local") / "locks", name)
     except Timeout:
         raise
-    except (
-        OSError,
-        NotImplementedError,
-    ):  # no right to write there, or a file system without locks
+    except (OSError, NotImplementedError):
+        # No right to write there, or a file system without locks.
         return _acquire_in(Path(tempfile.gettempdir()), name)
 
 

@@ -274,6 +274,7 @@ def evaluate(
     from restkv_local.evaluation.grid import make_cells
     from restkv_local.evaluation.log import EvalLog, LogContent
     from restkv_local.evaluation.metadata import collect_conditions, describe_run
+    from restkv_local.evaluation.own_rules import fingerprint_rules
     from restkv_local.evaluation.plots import check_folder
     from restkv_local.evaluation.runner import EvalPlan, check_tasks, find_stand_ins, run_eval
     from restkv_local.model.demo import resolve_model
@@ -322,7 +323,8 @@ def evaluate(
             "haystack": None if haystack is None else haystack.name,
         }
         conditions = collect_conditions(llama.shape, shared)
-        kept = EvalLog(log, conditions, describe_run(_as_json(ctx.params)))
+        run = describe_run(_as_json(ctx.params), fingerprint_rules(plan.cells))
+        kept = EvalLog(log, conditions, run)
         if kept.was_cut:
             print_note(
                 f"note: the last line of {log} was not whole; it is dropped and measured again"

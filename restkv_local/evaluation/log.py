@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -137,7 +137,8 @@ class EvalLog:
     conditions : mapping
         What all scores of the file share: JSON values.
     run : mapping
-        What this run says of itself; written once it has a score.
+        What this run says of itself; written once it has a score. Its ``rules``, if any, are policies and
+        allocations of the user's own, and which code they are.
 
     Attributes
     ----------
@@ -149,12 +150,15 @@ class EvalLog:
     Raises
     ------
     InputError
-        If the file cannot be read or written, is damaged, or was begun under other conditions.
+        If the file cannot be read or written, is damaged, was begun under other conditions, or has scores of a
+        rule whose code has changed since.
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         self._run: Mapping[str, Any] | None = run
         self._file = LineLog(path, _KIND, conditions)
+        runs = [line for line in self._file.lines if not isinstance(line, Record)]
+        _check_rules(path, runs, run)
         self.path = path
         self.was_cut = self._file.was_cut
         self.records = {line.key: line for line in self._file.lines if isinstance(line, Record)}
@@ -191,6 +195,17 @@ class EvalLog:
         self.records[record.key] = record
 
 
+def _check_rules(path: Path, runs: Iterable[Mapping[str, Any]], run: Mapping[str, Any]) -> None:
+    """Refuse to take scores of other code for those of a rule that has the same name."""
+    known = [each["rules"] for each in runs]
+    for rule, code in run.get("rules", {}).items():
+        if any(rules.get(rule, code) != code for rules in known):
+            raise InputError(
+                f"{show_path(path)} has scores of {rule}, whose file has changed since: they cannot be told"
+                " apart; name another log, or give the rule another name"
+            )
+
+
 def _unhashed(item: Item) -> Item:
     """Return what an item is called, whatever it holds."""
     return replace(item, prompt_hash="")
@@ -212,7 +227,10 @@ def read_log(path: Path) -> LogContent:
 
 def _parse(line: Any) -> Record | dict[str, Any]:
     """Return a score, or what a run says of itself."""
-    return dict(line["run"]) if "run" in line else Record.from_json(line)
+    if "run" not in line:
+        return Record.from_json(line)
+    run = dict(line["run"])
+    return {**run, "rules": dict(run.get("rules", {}))}
 
 
 _KIND: Final = LogKind(name="restkv eval, version 1", measured="score", parse=_parse)

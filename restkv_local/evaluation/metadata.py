@@ -40,13 +40,15 @@ def collect_conditions(shape: ModelShape, settings: Mapping[str, Any]) -> dict[s
     }
 
 
-def describe_run(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def describe_run(arguments: Mapping[str, Any], rules: Mapping[str, str]) -> dict[str, Any]:
     """Gather what may differ between the runs that fill one log.
 
     Parameters
     ----------
     arguments : mapping
         The command line, as JSON values.
+    rules : mapping
+        Policies and allocations of the user's own, and which code they are.
     """
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -54,5 +56,6 @@ def describe_run(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "devices": [device["description"] for device in library_info()["devices"]],
         "cpu_count": psutil.cpu_count(logical=False) or 1,
+        "rules": dict(rules),
         "arguments": dict(arguments),
     }

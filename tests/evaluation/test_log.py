@@ -39,7 +39,7 @@ def test_what_was_added_is_there_again(path):
     assert list(log.records.values()) == [first, second]
     content = read_log(path)
     assert (content.records, content.was_cut) == ([first, second], False)
-    assert content.runs == [{"started": "now"}, {"started": "later"}]
+    assert [run["started"] for run in content.runs] == ["now", "later"]
     assert content.conditions == CONDITIONS
 
 
@@ -96,6 +96,14 @@ def test_a_log_that_holds_nothing_yet_takes_other_conditions(path):
     assert read_log(path).conditions["haystack"] == "book"
 
 
+def test_scores_of_a_rule_whose_code_has_changed_are_refused(path):
+    write(path, make_record(), run={"rules": {"policy mine": "a"}})
+    EvalLog(path, CONDITIONS, {"rules": {"policy mine": "a", "policy other": "b"}})
+    EvalLog(path, CONDITIONS, {"rules": {}})
+    with pytest.raises(InputError, match="has scores of policy mine, whose file has changed"):
+        EvalLog(path, CONDITIONS, {"rules": {"policy mine": "b"}})
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -115,7 +123,16 @@ def test_another_file_is_refused_and_left_alone(path, text):
 
 @pytest.mark.parametrize(
     "line",
-    ["{", "[]", "3", '{"task": "niah"}', '{"run": 3}', "\x00", json.dumps({"scores": {"a": "x"}})],
+    [
+        "{",
+        "[]",
+        "3",
+        '{"task": "niah"}',
+        '{"run": 3}',
+        '{"run": {"rules": 3}}',
+        "\x00",
+        json.dumps({"scores": {"a": "x"}}),
+    ],
 )
 def test_a_damaged_line_is_named(path, line):
     write(path, make_record(id="1"))

@@ -1,0 +1,42 @@
+"""Which code a policy or an allocation of a user's own is: the same name may be another rule the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+
+from restkv_local.allocators.registry import ALLOCATORS, BUILT_IN_ALLOCATORS
+from restkv_local.evaluation.grid import Cell
+from restkv_local.policies.registry import BUILT_IN_POLICIES, POLICIES
+
+
+def fingerprint_rules(cells: Iterable[Cell]) -> dict[str, str]:
+    """Hash the files of the rules that a grid has and that are not built in.
+
+    Returns
+    -------
+    dict of str to str
+        For ``policy NAME`` and ``allocation NAME`` the SHA-256 of the file that defines it: a helper that
+        changed counts like the rule itself. Of what is in no file, as in a notebook, of its class alone; empty
+        where Python knows no source at all.
+    """
+    rules: dict[str, type] = {}
+    for cell in cells:
+        if cell.policy not in BUILT_IN_POLICIES:
+            rules[f"policy {cell.policy}"] = POLICIES[cell.policy]
+        if cell.allocation not in BUILT_IN_ALLOCATORS:
+            rules[f"allocation {cell.allocation}"] = ALLOCATORS[cell.allocation]
+    return {name: _fingerprint(rule) for name, rule in rules.items()}
+
+
+def _fingerprint(rule: type) -> str:
+    try:
+        source = Path(inspect.getfile(rule)).read_bytes()
+    except (OSError, TypeError):
+        try:
+            source = inspect.getsource(rule).encode()
+        except (OSError, TypeError):
+            return ""
+    return hashlib.sha256(source).hexdigest()

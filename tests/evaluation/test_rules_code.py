@@ -1,0 +1,57 @@
+"""A rule of a user's own is known by the file that defines it."""
+
+import importlib.util
+import sys
+
+import pytest
+
+from restkv_local.allocators.registry import ALLOCATORS
+from restkv_local.evaluation.grid import FULL, Cell
+from restkv_local.evaluation.own_rules import fingerprint_rules
+from restkv_local.policies.registry import POLICIES
+
+MINE = """
+from restkv_local.allocators.uniform import Uniform
+from restkv_local.policies.tova import TOVA
+
+class Mine(TOVA):
+    name = "mine"
+
+class Halves(Uniform):
+    name = "halves"
+"""
+
+
+@pytest.fixture
+def fingerprint(tmp_path, monkeypatch):
+    def find(source):
+        path = tmp_path / "mine.py"
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location("mine", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "mine", module)
+        spec.loader.exec_module(module)
+        monkeypatch.setitem(POLICIES, "mine", module.Mine)
+        monkeypatch.setitem(ALLOCATORS, "halves", module.Halves)
+        return fingerprint_rules([FULL, Cell("mine", "halves", "25%", "full", "auto")])
+
+    return find
+
+
+def test_own_rules_alone_have_a_fingerprint(fingerprint):
+    assert list(fingerprint(MINE)) == ["policy mine", "allocation halves"]
+
+
+def test_it_is_the_files_not_the_classes(fingerprint):
+    before = fingerprint(MINE)
+    assert fingerprint(MINE) == before
+    changed = fingerprint(MINE + "\nFACTOR = 2\n")
+    assert all(changed[name] != before[name] for name in before)
+
+
+def test_what_is_in_no_file_has_one_too(monkeypatch):
+    namespace = {"__name__": "nowhere"}
+    exec(MINE, namespace)
+    monkeypatch.setitem(POLICIES, "mine", namespace["Mine"])
+    cell = Cell("mine", "uniform", "25%", "full", "auto")
+    assert fingerprint_rules([cell]) == {"policy mine": ""}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
-
 from restkv_local.config import Config, check_budget, least_budget, parse_budget, resolve_budget
 from restkv_local.errors import ConfigError
+from restkv_local.free_memory import free_memory
 from restkv_local.model.model_file import (
     ROW_PAD,
     ModelShape,
@@ -111,7 +110,7 @@ def check_memory(
             + scoring_bytes(shape, n_ring, n_rows)
             + swa_cache_bytes(shape, config.n_ubatch, config.type_k, config.type_v)
         )
-    free = psutil.virtual_memory().available + n_freed
+    free = free_memory() + n_freed
     if need > free:
         # What is read whole takes its rows however low the budget is.
         whole = _reads_whole(config, evicts=evicts)

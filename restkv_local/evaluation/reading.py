@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import psutil
-
 from restkv_local.catalogue import tracked_by
 from restkv_local.config import (
     DEFAULTS,
@@ -21,6 +19,7 @@ from restkv_local.config import (
 from restkv_local.engine import Engine
 from restkv_local.errors import ConfigError, RestKVError
 from restkv_local.evaluation.grid import Cell
+from restkv_local.free_memory import free_memory
 from restkv_local.llama import Llama
 from restkv_local.model.model_file import check_supported, kv_bytes_per_token
 from restkv_local.types import F32
@@ -195,7 +194,7 @@ class Reader:
         config = self.llama.config
         row_bytes = kv_bytes_per_token(shape, config.type_k, config.type_v)
         need = 3 * len(passage.tokens) * row_bytes
-        return not any(shape.swa_layers) and need < psutil.virtual_memory().available
+        return not any(shape.swa_layers) and need < free_memory()
 
     def rows(self, cell: Cell, passage: Passage) -> int:
         """Return the rows of a budget that needs no cache of its own to be resolved.

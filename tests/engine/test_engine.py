@@ -462,9 +462,7 @@ def test_the_cache_that_is_replaced_counts_as_free(open_llama, tokens, monkeypat
     engine.open(700, 16, 0)
     allocated = sum(llama.native.held.values())
     rest = allocated // 2
-    monkeypatch.setattr(
-        "restkv_local.engine.psutil.virtual_memory", lambda: type("M", (), {"available": rest})
-    )
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": rest}))
     engine.open(1000, 16, 0)
     assert engine.capacity > 768
     with pytest.raises(ConfigError, match="are free"):

@@ -98,9 +98,7 @@ def test_a_conversation_without_memory_to_grow_stays_as_it_is(open_chat, monkeyp
     session = open_chat(MODEL, **OPTIONS | {"n_predict": 8, "policy": "full"})
     say(session, prose(20))
     seen = session.report.kv["seen"]
-    monkeypatch.setattr(
-        "restkv_local.engine.psutil.virtual_memory", lambda: type("M", (), {"available": 10})
-    )
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": 10}))
     with pytest.raises(ConfigError, match="are free"):
         say(session, prose(400))
     monkeypatch.undo()

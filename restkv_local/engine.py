@@ -580,10 +580,14 @@ class Engine:
         if not repetition.pending:
             return
         self._track()
+        seen = self.counters.seen
+        held = np.isin(np.arange(seen - len(repetition.pending), seen), self.rows.positions)
         while repetition.pending:
-            tokens, n = repetition.probe()
-            self._probe(tokens, partial(self._track_repeated, n))
-            repetition.advance(n)
+            tokens, n, n_passed = repetition.probe(held)
+            if n > 0:
+                self._probe(tokens, partial(self._track_repeated, n))
+            repetition.advance(n_passed)
+            held = held[n_passed:]
 
     def _track_repeated(self, n: int) -> None:
         figures = self.rows.figures("repeat")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
+from restkv_local.types import Bool
+
 # Long enough to be cheap beside its request, short enough for the rows that wait for it.
 _N_PART: Final = 256
 
@@ -30,9 +34,9 @@ class Repetition:
     n_ubatch : int
         Most tokens read at once.
     pending : list of int
-        Tokens read and not yet repeated.
+        Tokens read and not yet repeated: the newest of the text.
     lead : list of int
-        The last tokens that were repeated.
+        The last tokens that are not pending any more.
     """
 
     request: tuple[int, ...]
@@ -50,13 +54,30 @@ class Repetition:
         """Most tokens of a probe."""
         return self.n_part + len(self.request) + _N_LEAD
 
-    def probe(self) -> tuple[list[int], int]:
-        """Return the tokens to read next, and how many of them, the last ones, are repeated."""
-        part = self.pending[: self.n_part]
-        return [*self.request, *self.lead, *part], len(part)
+    def probe(self, held: Bool) -> tuple[list[int], int, int]:
+        """Return what to read next.
+
+        Parameters
+        ----------
+        held : ndarray of shape (n_pending,), bool
+            Which of the pending tokens have a row at all: another policy may have evicted the others meanwhile.
+
+        Returns
+        -------
+        tokens : list of int
+            The probe.
+        n_repeated : int
+            How many of its tokens, the last ones, are repeated.
+        n_passed : int
+            How many pending tokens that takes care of.
+        """
+        places = np.flatnonzero(held)
+        n_passed = int(places[self.n_part]) if len(places) > self.n_part else len(held)
+        part = [self.pending[place] for place in places[: self.n_part]]
+        return [*self.request, *self.lead, *part], len(part), n_passed
 
     def advance(self, n: int) -> None:
-        """Note that the next ``n`` tokens have been repeated."""
+        """Note that the next ``n`` tokens have been taken care of."""
         self.lead = [*self.lead, *self.pending[:n]][-_N_LEAD:]
         self.pending = self.pending[n:]
 

@@ -11,7 +11,8 @@
 Both sides compute with the weights of one GGUF in bfloat16 and log one line a sample; stopped, they
 go on where they were. A sample is timed from its text to its answer of up to 24 tokens; memory is the
 highest of the whole process meanwhile. Times mean something only if nothing else runs: a second folder with
-few prompts, made the same way on a quiet machine, gives them (`--timed FOLDER`).
+few prompts, made the same way on a quiet machine, gives them (`--timed FOLDER`). What no bound can save is
+measured by `--pieces`: the prompt in pieces that see only themselves, and the same prompt with `restkv`.
 """
 
 from __future__ import annotations
@@ -68,6 +69,19 @@ def write_prompts(
                 file.write(json.dumps(row | {"question": question, "number": number}) + "\n")
 
 
+def read_prompts(folder: Path) -> list[Row]:
+    """Return the prompts that both sides answer."""
+    return [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+
+
+def open_cache(options: argparse.Namespace, share: float, settings: dict[str, Any]) -> Llama:
+    """Open the model with a cache that keeps a share of the rows."""
+    return Llama(
+        options.model, temp=0.0, n_predict=N_ANSWER, budget=f"{100 * share:.4g}%",
+        n_threads=options.threads, **settings,
+    )  # fmt: skip
+
+
 def answer(llama: Llama, prompt: Row, mode: Mode) -> str:
     """Ask as a user would."""
     return next(llama.ask(prompt["text"], prompt["question"], mode=mode)).response
@@ -75,9 +89,7 @@ def answer(llama: Llama, prompt: Row, mode: Mode) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Answer every prompt with every cache and share of rows."""
-    prompts = [
-        json.loads(line) for line in (options.folder / "prompts.jsonl").read_text().splitlines()
-    ]
+    prompts = read_prompts(options.folder)
     log = Log(options.folder / "restkv.jsonl")
     for known in options.question or CACHES:
         whole = known == "read" and not options.no_full
@@ -89,10 +101,7 @@ def run(options: argparse.Namespace) -> None:
             if method in (options.method or CACHES[known])
         ]
         for method, share, settings in cells:
-            with Llama(
-                options.model, temp=0.0, n_predict=N_ANSWER, budget=f"{100 * share:.4g}%",
-                n_threads=options.threads, **settings,
-            ) as llama:  # fmt: skip
+            with open_cache(options, share, settings) as llama:
                 for prompt in prompts:
                     key = {
                         "side": "restkv-local",
@@ -103,6 +112,31 @@ def run(options: argparse.Namespace) -> None:
                     key |= {name: prompt[name] for name in ("task", "seed")}
                     ask = partial(answer, llama, prompt, MODES[known])
                     measure(log, prompt["number"], ask, **key)
+
+
+def read_pieces(llama: Llama, prompt: Row) -> str:
+    """Read a prompt as chunks that know nothing of each other: what is left of the time without old rows."""
+    engine = llama.engine
+    tokens = llama.native.tokenize(prompt["text"], add_special=True)
+    n = llama.config.n_ubatch
+    engine.open(n, 0, 0)
+    for start in range(0, len(tokens), n):
+        engine.clear()
+        engine.read(tokens[start : start + n], evict=False)
+    return ""
+
+
+def run_pieces(options: argparse.Namespace) -> None:
+    """Read every prompt in pieces, and by `restkv` with every share of rows, one after the other."""
+    log = Log(options.folder / "pieces.jsonl")
+    for prompt in read_prompts(options.folder):
+        key = {name: prompt[name] for name in ("task", "seed")}
+        with Llama(options.model, n_threads=options.threads) as llama:
+            measure(log, "", partial(read_pieces, llama, prompt), **key, method="pieces", share=0)
+        for share in options.share or (0.1,):
+            with open_cache(options, share, CACHES["read"]["restkv"]) as llama:
+                ask = partial(answer, llama, prompt, MODES["read"])
+                measure(log, prompt["number"], ask, **key, method="restkv", share=share)
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -149,6 +183,15 @@ def table(rows: list[Row], timed: list[Row], known: str) -> str:
     return write_table(head, lines, n_left=len(head) - 2)
 
 
+def medians_of(rows: list[Row], side: str, share: float, field: str) -> list[float]:
+    """Return the median of each method of a side, the question read before the eviction; least first."""
+    return sorted(
+        statistics.median(row[field] for row in by_share[share])
+        for (found, _), by_share in cells_of(rows, "read").items()
+        if found == side and by_share.get(share)
+    )
+
+
 def pace(lots: dict[int, list[Row]]) -> str:
     """Return a Markdown table with a line for each length and share: what all methods took on either side.
 
@@ -166,15 +209,42 @@ def pace(lots: dict[int, list[Row]]) -> str:
             texts = [f"{n_tokens:,}", f"{100 * share:.4g}%", str(len(samples))]
             for field, digits in (("seconds", 1), ("peak_mib", 0)):
                 here, there = (
-                    sorted(
-                        statistics.median(row[field] for row in by_share[share])
-                        for (found, _), by_share in cells_of(rows, "read").items()
-                        if found == side and by_share.get(share)
-                    )
-                    for side in ("restkv-local", "kvpress")
+                    medians_of(rows, side, share, field) for side in ("restkv-local", "kvpress")
                 )
                 texts += [f"{side[0]:,.{digits}f}-{side[-1]:,.{digits}f}" for side in (here, there)]
                 texts.append(f"{there[0] / here[-1]:.1f}-{there[-1] / here[0]:.1f}")
+            lines.append(texts)
+    return write_table(head, lines, n_left=0)
+
+
+def ceiling(lots: dict[int, tuple[list[Row], list[Row]]]) -> str:
+    """Return a Markdown table of how much faster than kvpress a bound could be, and how much faster it is.
+
+    ``lots`` has, by tokens of the prompt, the rows of both sides and those of `--pieces`.
+    """
+    head = [
+        "tokens", "kept", "prompts", "s restkv", "in pieces", "share", "kvpress times as long", "at most",
+    ]  # fmt: skip
+    lines = []
+    for n_tokens, (rows, pieces) in sorted(lots.items()):
+        clock: dict[float, dict[int, float]] = defaultdict(dict)
+        for row in pieces:
+            clock[row["share"]][row["seed"]] = row["seconds"]
+        alone = clock.pop(0)
+        for share, bounded in sorted(clock.items()):
+            part = statistics.median(alone[seed] / bounded[seed] for seed in bounded)
+            (here,) = {
+                statistics.median(row["seconds"] for row in by_share[share])
+                for cell, by_share in cells_of(rows, "read").items()
+                if cell == ("restkv-local", "restkv")
+            }
+            there = medians_of(rows, "kvpress", share, "seconds")
+            texts = [f"{n_tokens:,}", f"{100 * share:.4g}%", str(len(bounded))]
+            texts += [f"{statistics.median(each.values()):.1f}" for each in (bounded, alone)]
+            texts.append(f"{100 * part:.0f}%")
+            texts += [
+                f"{there[0] / here / most:.1f}-{there[-1] / here / most:.1f}" for most in (1, part)
+            ]
             lines.append(texts)
     return write_table(head, lines, n_left=0)
 
@@ -225,6 +295,7 @@ def main() -> None:
     methods = dict.fromkeys(method for caches in CACHES.values() for method in caches)
     parser.add_argument("--method", choices=methods, action="append", help="repeatable")
     parser.add_argument("--no-full", action="store_true", help="leave the whole cache out")
+    parser.add_argument("--pieces", action="store_true", help="what no bound can save, in seconds")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the tables of both logs")
     parser.add_argument("--timed", type=Path, help="the folder that seconds and memory come from")
@@ -241,6 +312,8 @@ def main() -> None:
             print(*(table(rows, timed, known) for known in MODES), sep="\n\n")
         if options.png:
             draw(rows, timed, options.png)
+    elif options.pieces:
+        run_pieces(options)
     else:
         run(options)
 

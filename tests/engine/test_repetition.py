@@ -40,7 +40,8 @@ def test_a_row_keeps_the_most_attention_of_any_repeated_token(open_llama, tokens
     expected = np.zeros_like(engine.rows.positions, np.float32)
     repetition = engine._repetition.__copy__()
     while repetition.pending:
-        probe, n = repetition.probe()
+        probe, n, n_passed = repetition.probe(np.ones(len(repetition.pending), bool))
+        assert n_passed == n
         assert probe[-n:] == text[repetition_start(repetition, text) :][:n]
         most = engine._probe(probe, partial(most_attention, engine, n))
         expected = np.maximum(expected, most[:, :, :100])
@@ -118,6 +119,27 @@ def test_ctrl_c_while_repeating_leaves_the_text(open_llama, tokens, monkeypatch)
     assert engine.rows.used == 150
     assert len(engine._repetition.pending) == 150
     engine.repeat()
+    assert not engine._repetition.pending
+
+
+def test_what_another_policy_has_evicted_is_not_repeated(open_llama, tokens, monkeypatch):
+    """A conversation that goes from kvzip to another policy and back says again what is there, not all it read."""
+    llama = open_llama(MODEL, policy="kvzip", n_ubatch=128)
+    engine, text = llama.engine, tokens(1500)
+    engine.open(1500, 16, 0)
+    engine.read(text[:100])
+    engine.use(policy="fifo")
+    engine.read(text[100:])
+    assert engine.counters.events >= 2
+    held = sorted(set(engine.rows.positions[engine.rows.positions >= 0].tolist()))
+    assert len(held) < 600
+    repeated = []
+    monkeypatch.setattr(
+        engine, "_probe", lambda probe, look: repeated.extend(probe[-look.args[0] :])
+    )
+    engine.use(policy="kvzip")
+    engine.repeat()
+    assert repeated == [text[place] for place in held]
     assert not engine._repetition.pending
 
 

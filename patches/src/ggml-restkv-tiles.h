@@ -109,6 +109,21 @@ inline void pack_rows(float * out, const char * values, ggml_type type, size_t n
     }
 }
 
+// C[n_row, n_column] += A[n_row, n_sum]*B[n_sum, n_column]: every sum as simd_gemm adds it. gcc reads a row of B once for each
+// of four rows of A, and loads then take longer than sums; of blocks of eight by two vectors it keeps B in registers.
+inline void multiply(float * c, const float * a, const float * b, int n_row, int n_sum, int n_column) {
+    int i = 0;
+#if defined(__AVX512F__)
+    constexpr int n_high = 8, n_wide = 2, step = n_wide*GGML_F32_EPR;
+    for (; n_column % step == 0 && i + n_high <= n_row; i += n_high) {
+        for (int j = 0; j < n_column; j += step) {
+            simd_gemm_ukernel<n_high, n_wide>(c + i*n_column + j, a + i*n_sum, b + j, n_sum, n_column);
+        }
+    }
+#endif
+    simd_gemm(c + i*n_column, a + i*n_sum, b, n_row - i, n_sum, n_column);
+}
+
 // One thread's memory and what one operation is about.
 class attention {
 public:
@@ -169,7 +184,7 @@ public:
             pack_columns(keys, (const char *) k->data + start*k->nb[1] + head*k->nb[2], k->type, k->nb[1], n_here, n_dim_k);
             weigh(kinds, first, start, n, n_here, largest, total);
             pack_rows(values, (const char *) v->data + start*v->nb[1] + head*v->nb[2], v->type, v->nb[1], n_here, n_dim_v);
-            simd_gemm(sums, weights, values, n_block, N_KV, n_dim_v);
+            multiply(sums, weights, values, n_block, N_KV, n_dim_v);
         }
 
         for (int i = 0; i < n; ++i) {
@@ -194,7 +209,7 @@ private:
     void weigh(const tile_mask * kinds, int64_t first, int64_t start, int n, int n_here, float * largest, float * total) {
         const int n_block = ceil_to(n, BLOCK);
         memset(weights, 0, n_block*N_KV*sizeof(float));
-        simd_gemm(weights, queries, keys, n_block, n_dim_k, N_KV);
+        multiply(weights, queries, keys, n_block, n_dim_k, N_KV);
         ggml_vec_scale_f32(n*N_KV, weights, scale);
         if (softcap != 0.0f) {
             ggml_vec_tanh_f32(n*N_KV, weights, weights);

@@ -573,7 +573,10 @@ class Engine:
         self._n_untracked = 0
 
     def repeat(self) -> None:
-        """Have repeated what was read since the last time; the newest queries are no longer observed after it."""
+        """Have repeated what was read since the last time and still has a row.
+
+        The newest queries are no longer observed after it.
+        """
         repetition = self._repetition
         if repetition is None or self.policy.track != "repeat":
             return

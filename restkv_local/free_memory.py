@@ -51,8 +51,8 @@ def _left_in_groups(root: Path) -> Iterator[int]:
             limit = int((group / kind.limit).read_text())
             usage = int((group / kind.usage).read_text())
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            cached = sum(int(stat[name]) for name in kind.cached)
-        except (OSError, ValueError, KeyError):
+            cached = sum(int(stat.get(name, 0)) for name in kind.cached)
+        except (OSError, ValueError):
             continue  # no such group, or no limit: "max"
         yield max(limit - usage + cached, 0)
 
@@ -60,7 +60,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
 def _find_groups(root: Path) -> Iterator[tuple[_Kind, Path]]:
     """Yield this process' groups and those around them; not all need exist, as seen from a container."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:

@@ -218,33 +218,33 @@ def pace(lots: dict[int, list[Row]]) -> str:
 
 
 def ceiling(lots: dict[int, tuple[list[Row], list[Row]]]) -> str:
-    """Return a Markdown table of how much faster than kvpress a bound could be, and how much faster it is.
+    """Return a Markdown table of how much faster than kvpress `restkv` is, and any bounded cache could be.
 
-    ``lots`` has, by tokens of the prompt, the rows of both sides and those of `--pieces`.
+    ``lots`` has, by tokens of the prompt, the rows of both sides and those of `--pieces`. Prompts that both have count.
     """
     head = [
-        "tokens", "kept", "prompts", "s restkv", "in pieces", "share", "kvpress times as long", "at most",
+        "tokens", "kept", "prompts", "s in pieces", "s restkv", "s kvpress", "over restkv", "over pieces",
     ]  # fmt: skip
     lines = []
     for n_tokens, (rows, pieces) in sorted(lots.items()):
-        clock: dict[float, dict[int, float]] = defaultdict(dict)
-        for row in pieces:
-            clock[row["share"]][row["seed"]] = row["seconds"]
-        alone = clock.pop(0)
-        for share, bounded in sorted(clock.items()):
-            part = statistics.median(alone[seed] / bounded[seed] for seed in bounded)
-            (here,) = {
-                statistics.median(row["seconds"] for row in by_share[share])
-                for cell, by_share in cells_of(rows, "read").items()
-                if cell == ("restkv-local", "restkv")
-            }
-            there = medians_of(rows, "kvpress", share, "seconds")
-            texts = [f"{n_tokens:,}", f"{100 * share:.4g}%", str(len(bounded))]
-            texts += [f"{statistics.median(each.values()):.1f}" for each in (bounded, alone)]
-            texts.append(f"{100 * part:.0f}%")
-            texts += [
-                f"{there[0] / here / most:.1f}-{there[-1] / here / most:.1f}" for most in (1, part)
-            ]
+        for share in sorted({row["share"] for row in pieces} - {0}):
+            asked = [row for row in rows if row["question"] == "read" and row["share"] == share]
+            seeds = {row["seed"] for row in asked if row["side"] == "kvpress"}
+            seeds &= {row["seed"] for row in pieces}
+            least, here = (
+                statistics.median(
+                    row["seconds"]
+                    for row in pieces
+                    if row["share"] == part and row["seed"] in seeds
+                )
+                for part in (0, share)
+            )
+            common = [row for row in asked if row["seed"] in seeds]
+            there = medians_of(common, "kvpress", share, "seconds")
+            spread = there[0], there[-1]
+            texts = [f"{n_tokens:,}", f"{100 * share:.4g}%", str(len(seeds))]
+            texts += [f"{least:.1f}", f"{here:.1f}", "-".join(f"{each:.1f}" for each in spread)]
+            texts += ["-".join(f"{each / ours:.1f}" for each in spread) for ours in (here, least)]
             lines.append(texts)
     return write_table(head, lines, n_left=0)
 

@@ -109,8 +109,8 @@ inline void pack_rows(float * out, const char * values, ggml_type type, size_t n
     }
 }
 
-// C[n_row, n_column] += A[n_row, n_sum]*B[n_sum, n_column]: every sum as simd_gemm adds it. gcc reads a row of B once for each
-// of four rows of A, and loads then take longer than sums; of blocks of eight by two vectors it keeps B in registers.
+// C[n_row, n_column] += A[n_row, n_sum]*B[n_sum, n_column], each sum in simd_gemm's order. In its blocks of four rows by four
+// vectors GCC loads a row of B again for each row of A, and waits for loads; in blocks of eight by two it keeps B in registers.
 inline void multiply(float * c, const float * a, const float * b, int n_row, int n_sum, int n_column) {
     int i = 0;
 #if defined(__AVX512F__)

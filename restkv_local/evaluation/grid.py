@@ -33,6 +33,11 @@ class Cell:
         return self.prefill == "full"
 
     @property
+    def rules(self) -> tuple[str, str]:
+        """What scores a row and what shares rows out, as logs name them."""
+        return f"policy {self.policy}", f"allocation {self.allocation}"
+
+    @property
     def rule(self) -> str:
         """All but the budget in a few words: what a line of a plot is called."""
         words = [self.policy]

@@ -117,6 +117,8 @@ class LogContent:
         What each run says of itself.
     records : list of Record
         The scores.
+    codes : dict of str to list of str
+        Of policies and allocations that are not built in: which code the scores are of.
     was_cut : bool
         Whether its last line was not whole, and is left out.
     """
@@ -124,6 +126,7 @@ class LogContent:
     conditions: dict[str, Any]
     runs: list[dict[str, Any]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    codes: dict[str, list[str]] = field(default_factory=dict)
     was_cut: bool = False
 
 
@@ -157,8 +160,7 @@ class EvalLog:
     def __init__(self, path: Path, conditions: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         self._run: Mapping[str, Any] | None = run
         self._file = LineLog(path, _KIND, conditions)
-        runs = [line for line in self._file.lines if not isinstance(line, Record)]
-        _check_rules(path, runs, run)
+        _check_rules(path, _find_codes(self._file.lines), run.get("rules", {}))
         self.path = path
         self.was_cut = self._file.was_cut
         self.records = {line.key: line for line in self._file.lines if isinstance(line, Record)}
@@ -195,14 +197,28 @@ class EvalLog:
         self.records[record.key] = record
 
 
-def _check_rules(path: Path, runs: Iterable[Mapping[str, Any]], run: Mapping[str, Any]) -> None:
+def _find_codes(lines: Iterable[Record | dict[str, Any]]) -> dict[str, set[str | None]]:
+    """Return the fingerprints that runs say of the rules of their scores, None where a run says none."""
+    codes: dict[str, set[str | None]] = {}
+    rules: dict[str, str] = {}
+    for line in lines:
+        if isinstance(line, Record):
+            for rule in line.cell.rules:
+                codes.setdefault(rule, set()).add(rules.get(rule))
+        else:
+            rules = line["rules"]
+    return codes
+
+
+def _check_rules(
+    path: Path, known: Mapping[str, set[str | None]], rules: Mapping[str, str]
+) -> None:
     """Refuse to take scores of other code for those of a rule that has the same name."""
-    known = [each["rules"] for each in runs]
-    for rule, code in run.get("rules", {}).items():
-        if any(rules.get(rule, code) != code for rules in known):
+    for rule, code in rules.items():
+        if known.get(rule, {code}) != {code}:
             raise InputError(
-                f"{show_path(path)} has scores of {rule}, whose file has changed since: they cannot be told"
-                " apart; name another log, or give the rule another name"
+                f"{show_path(path)} has scores of {rule} by another state of its file, or by a version that did not"
+                " tell: they cannot be told apart; name another log, or give the rule another name"
             )
 
 
@@ -222,7 +238,9 @@ def read_log(path: Path) -> LogContent:
     content = read_lines(path, _KIND)
     runs = [line for line in content.lines if isinstance(line, dict)]
     records = [line for line in content.lines if isinstance(line, Record)]
-    return LogContent(content.conditions, runs, records, content.was_cut)
+    found = _find_codes(content.lines)
+    codes = {rule: sorted(filter(None, each)) for rule, each in found.items() if any(each)}
+    return LogContent(content.conditions, runs, records, codes, content.was_cut)
 
 
 def _parse(line: Any) -> Record | dict[str, Any]:

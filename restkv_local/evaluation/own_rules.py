@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from restkv_local.allocators.registry import ALLOCATORS, BUILT_IN_ALLOCATORS
@@ -18,9 +19,9 @@ def fingerprint_rules(cells: Iterable[Cell]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        For ``policy NAME`` and ``allocation NAME`` the SHA-256 of the file that defines it: a helper that
-        changed counts like the rule itself. Of what is in no file, as in a notebook, of its class alone; empty
-        where Python knows no source at all.
+        For ``policy NAME`` and ``allocation NAME`` the SHA-256 of the file that defines it: a helper in that file
+        counts like the rule itself. Of what is in no file, as in a notebook, of its methods; empty where Python
+        knows no source at all.
     """
     rules: dict[str, type] = {}
     for cell in cells:
@@ -32,11 +33,21 @@ def fingerprint_rules(cells: Iterable[Cell]) -> dict[str, str]:
 
 
 def _fingerprint(rule: type) -> str:
+    source = _read_file(rule) or "".join(_read_methods(rule)).encode()
+    return hashlib.sha256(source).hexdigest() if source else ""
+
+
+def _read_file(rule: type) -> bytes:
     try:
-        source = Path(inspect.getfile(rule)).read_bytes()
+        return Path(inspect.getfile(rule)).read_bytes()
     except (OSError, TypeError):
-        try:
-            source = inspect.getsource(rule).encode()
-        except (OSError, TypeError):
-            return ""
-    return hashlib.sha256(source).hexdigest()
+        return b""
+
+
+def _read_methods(rule: type) -> Iterator[str]:
+    """Yield the source of each method; a class in no file has none of its own."""
+    for member in vars(rule).values():
+        method = getattr(member, "__func__", member)
+        if inspect.isfunction(method) and method.__module__ == rule.__module__:
+            with suppress(OSError):  # made by a decorator
+                yield inspect.getsource(method)

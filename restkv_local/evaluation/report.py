@@ -29,7 +29,7 @@ _N_WORDS: Final = 5  # columns of words; numbers stand to the right
 
 
 def write_report(logs: Iterable[LogContent]) -> str:
-    """Return the tables of logs, those of equal conditions together.
+    """Return the tables of logs, those of equal conditions and of the same rules together.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def write_report(logs: Iterable[LogContent]) -> str:
     """
     groups: dict[str, tuple[Mapping[str, Any], dict[object, Record]]] = {}
     for content in logs:
-        title = describe_conditions(content.conditions)
+        title = describe_conditions(content.conditions) + _describe_codes(content.codes)
         _, records = groups.setdefault(title, (content.conditions, {}))
         records |= {record.key: record for record in content.records}
     parts = []
@@ -60,6 +60,14 @@ def describe_conditions(conditions: Mapping[str, Any]) -> str:
         f"## {conditions.get('model')}, {conditions.get('quantisation')}\n\n"
         f"restkv-local {conditions.get('version')}, llama.cpp of {conditions.get('llama_cpp')}, Python"
         f" {conditions.get('python')}, fingerprint {str(conditions.get('fingerprint'))[:16]}; {others}"
+    )
+
+
+def _describe_codes(codes: Mapping[str, Sequence[str]]) -> str:
+    """Say which code rules of the user's own are, in short."""
+    return "".join(
+        f"; {rule} is {' and '.join(code[:8] for code in each)}"
+        for rule, each in sorted(codes.items())
     )
 
 

@@ -96,12 +96,35 @@ def test_a_log_that_holds_nothing_yet_takes_other_conditions(path):
     assert read_log(path).conditions["haystack"] == "book"
 
 
+MINE = Cell("mine", "uniform", "25%", "full", "auto")
+
+
+def begin(path, code):
+    return EvalLog(path, CONDITIONS, {"rules": {"policy mine": code}})
+
+
 def test_scores_of_a_rule_whose_code_has_changed_are_refused(path):
-    write(path, make_record(), run={"rules": {"policy mine": "a"}})
-    EvalLog(path, CONDITIONS, {"rules": {"policy mine": "a", "policy other": "b"}})
-    EvalLog(path, CONDITIONS, {"rules": {}})
-    with pytest.raises(InputError, match="has scores of policy mine, whose file has changed"):
-        EvalLog(path, CONDITIONS, {"rules": {"policy mine": "b"}})
+    begin(path, "a").add(make_record(cell=MINE))
+    begin(path, "a")
+    write(path, make_record(id="other"))
+    with pytest.raises(InputError, match="has scores of policy mine by another state of its file"):
+        begin(path, "b")
+    assert read_log(path).codes == {"policy mine": ["a"]}
+
+
+def test_a_rule_that_has_no_score_yet_may_change(path):
+    """As one does that fails, and is mended."""
+    begin(path, "a").add(make_record(id="first", cell=FULL))
+    begin(path, "b").add(make_record(cell=MINE))
+    assert read_log(path).codes == {"policy mine": ["b"]}
+    with pytest.raises(InputError, match="policy mine"):
+        begin(path, "a")
+
+
+def test_scores_whose_code_nobody_noted_are_refused(path):
+    write(path, make_record(cell=MINE))
+    with pytest.raises(InputError, match="or by a version that did not tell"):
+        begin(path, "a")
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,8 @@ def test_logs_of_equal_conditions_are_one_and_others_stand_apart():
     assert text.count("## m, F16\n") == 2
     assert text.count("### needles") == 2
     assert "n_obs=8" in text
+    changed = LogContent(CONDITIONS, records=[make_record()], codes={"policy mine": ["0123456789"]})
+    assert "; policy mine is 01234567\n" in write_report([first, changed])
     assert "| 25% | 2 | 100 (34-100) |" in text
 
 

@@ -1,6 +1,7 @@
 """A rule of a user's own is known by the file that defines it."""
 
 import importlib.util
+import linecache
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.evaluation.grid import FULL, Cell
 from restkv_local.evaluation.own_rules import fingerprint_rules
 from restkv_local.policies.registry import POLICIES
+from restkv_local.policies.tova import TOVA
 
 MINE = """
 from restkv_local.allocators.uniform import Uniform
@@ -49,7 +51,31 @@ def test_it_is_the_files_not_the_classes(fingerprint):
     assert all(changed[name] != before[name] for name in before)
 
 
-def test_what_is_in_no_file_has_one_too(monkeypatch):
+CELL = """
+class Mine(TOVA):
+    name = "mine"
+    def score(self, observation):
+        return %d
+"""
+
+
+def test_what_is_in_no_file_is_its_methods(monkeypatch):
+    """As in a notebook: Python knows what was typed by a name that is no file's."""
+
+    def find(number):
+        source, name = CELL % number, f"<cell {number}>"
+        lines = source.splitlines(keepends=True)
+        monkeypatch.setitem(linecache.cache, name, (len(source), None, lines, name))
+        namespace = {"__name__": "nowhere", "TOVA": TOVA}
+        exec(compile(source, name, "exec"), namespace)
+        monkeypatch.setitem(POLICIES, "mine", namespace["Mine"])
+        return fingerprint_rules([Cell("mine", "uniform", "25%", "full", "auto")])
+
+    assert find(1)["policy mine"]
+    assert find(1) != find(2)
+
+
+def test_what_has_no_source_has_no_fingerprint(monkeypatch):
     namespace = {"__name__": "nowhere"}
     exec(MINE, namespace)
     monkeypatch.setitem(POLICIES, "mine", namespace["Mine"])

@@ -78,3 +78,12 @@ def test_a_group_over_its_limit_has_nothing_left(tmp_path, belong, limit):
     belong("0::/job")
     limit("job", V2, 100 * MIB, 300, 0)
     assert free_memory(tmp_path) == 0
+
+
+def test_what_cannot_be_read_is_no_limit(tmp_path, belong, limit):
+    belong("0::/job")
+    limit("job", V2, 400 * MIB, 300, 0)
+    (tmp_path / "sys/fs/cgroup/job/memory.stat").write_text("anon 1\n")
+    assert free_memory(tmp_path) == 100 * MIB
+    (tmp_path / "proc/self/cgroup").write_bytes(b"0::/\xff\n")
+    assert free_memory(tmp_path) == 1000 * MIB

@@ -33,7 +33,7 @@ class Cell:
         return self.prefill == "full"
 
     @property
-    def rules(self) -> tuple[str, str]:
+    def components(self) -> tuple[str, str]:
         """What scores a row and what shares rows out, as logs name them."""
         return f"policy {self.policy}", f"allocation {self.allocation}"
 

@@ -203,7 +203,7 @@ def _find_codes(lines: Iterable[Record | dict[str, Any]]) -> dict[str, set[str |
     rules: dict[str, str] = {}
     for line in lines:
         if isinstance(line, Record):
-            for rule in line.cell.rules:
+            for rule in line.cell.components:
                 codes.setdefault(rule, set()).add(rules.get(rule))
         else:
             rules = line["rules"]

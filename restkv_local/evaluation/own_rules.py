@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tokenize import TokenError
 
 from restkv_local.allocators.registry import ALLOCATORS, BUILT_IN_ALLOCATORS
 from restkv_local.evaluation.grid import Cell
@@ -25,10 +26,11 @@ def fingerprint_rules(cells: Iterable[Cell]) -> dict[str, str]:
     """
     rules: dict[str, type] = {}
     for cell in cells:
+        policy, allocation = cell.components
         if cell.policy not in BUILT_IN_POLICIES:
-            rules[f"policy {cell.policy}"] = POLICIES[cell.policy]
+            rules[policy] = POLICIES[cell.policy]
         if cell.allocation not in BUILT_IN_ALLOCATORS:
-            rules[f"allocation {cell.allocation}"] = ALLOCATORS[cell.allocation]
+            rules[allocation] = ALLOCATORS[cell.allocation]
     return {name: _fingerprint(rule) for name, rule in rules.items()}
 
 
@@ -49,5 +51,7 @@ def _read_methods(rule: type) -> Iterator[str]:
     for member in vars(rule).values():
         method = getattr(member, "__func__", member)
         if inspect.isfunction(method) and method.__module__ == rule.__module__:
-            with suppress(OSError):  # made by a decorator
+            with suppress(
+                OSError, SyntaxError, TokenError
+            ):  # made by a decorator, or in no Python file
                 yield inspect.getsource(method)

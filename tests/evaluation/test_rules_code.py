@@ -81,3 +81,13 @@ def test_what_has_no_source_has_no_fingerprint(monkeypatch):
     monkeypatch.setitem(POLICIES, "mine", namespace["Mine"])
     cell = Cell("mine", "uniform", "25%", "full", "auto")
     assert fingerprint_rules([cell]) == {"policy mine": ""}
+
+
+def test_a_method_whose_file_is_no_python_has_no_source(monkeypatch, tmp_path):
+    """As README's example, compiled under the name of the page that it stands in."""
+    page = tmp_path / "page.md"
+    page.write_text("words\n" * 5 + '"""\n')
+    namespace = {"__name__": "nowhere", "TOVA": TOVA}
+    exec(compile(CELL % 1, str(page), "exec"), namespace)
+    monkeypatch.setitem(POLICIES, "mine", namespace["Mine"])
+    assert fingerprint_rules([Cell("mine", "uniform", "25%", "full", "auto")])

@@ -51,7 +51,6 @@ def _read_methods(rule: type) -> Iterator[str]:
     for member in vars(rule).values():
         method = getattr(member, "__func__", member)
         if inspect.isfunction(method) and method.__module__ == rule.__module__:
-            with suppress(
-                OSError, SyntaxError, TokenError
-            ):  # made by a decorator, or in no Python file
+            # What a decorator made has none; the file that a method names may be no Python.
+            with suppress(OSError, SyntaxError, TokenError):
                 yield inspect.getsource(method)

@@ -19,10 +19,14 @@ uint32_t llama_context::restkv_graph_nodes() const {
     return pool ? pool->n_nodes_extra() : 0;
 }
 
+// for a graph of one node
+static const size_t n_nodes_tiny = 2;
+
 llama_restkv_run::llama_restkv_run(llama_context * lctx, size_t max_nodes) : lctx(lctx) {
     ggml_init_params params = {
         // inputs and leaves come on top of the nodes
-        /*.mem_size   =*/ 2*max_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(2*max_nodes, false),
+        /*.mem_size   =*/ 2*max_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(2*max_nodes, false)
+                          + 2*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes_tiny, false),
         /*.mem_buffer =*/ nullptr,
         /*.no_alloc   =*/ true,
     };
@@ -47,6 +51,19 @@ void llama_restkv_run::expand(ggml_tensor * cur) {
     ggml_build_forward_expand(gf, cur);
 }
 
+// The allocator keeps the plan of a graph that it got no memory for, and would take the same graph for allocated the next
+// time: another one in between makes it plan anew.
+void llama_restkv_run::forget_plan() {
+    auto * sched = lctx->get_sched();
+    auto * tiny  = ggml_new_graph_custom(ctx_ggml.get(), n_nodes_tiny, false);
+    auto * one   = ggml_new_tensor_1d(ctx_ggml.get(), GGML_TYPE_F32, 1);
+    ggml_set_input(one);
+    ggml_build_forward_expand(tiny, ggml_dup(ctx_ggml.get(), one));
+    ggml_backend_sched_reset(sched);
+    ggml_backend_sched_alloc_graph(sched, tiny);
+    ggml_backend_sched_reset(sched);
+}
+
 void llama_restkv_run::compute() {
     auto * sched = lctx->get_sched();
 
@@ -55,6 +72,7 @@ void llama_restkv_run::compute() {
     ggml_backend_sched_reset(sched);
 
     if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+        forget_plan();
         throw llama_restkv_error(LLAMA_RESTKV_NO_MEMORY, "no device memory for a graph of scoring or compaction");
     }
     for (const auto & [tensor, data] : inputs) {

@@ -37,6 +37,8 @@ public:
     void compute(); // throws llama_restkv_error
 
 private:
+    void forget_plan();
+
     llama_context *  lctx;
     ggml_context_ptr ctx_ggml;
     ggml_cgraph *    gf;

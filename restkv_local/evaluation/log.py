@@ -95,14 +95,36 @@ class Record:
 
         Raises
         ------
-        KeyError, TypeError
+        KeyError, TypeError, ValueError
             If it is no such line.
         """
         values = dict(line)
         item = Item(**{name: values.pop(name) for name in Item.__slots__})
         scores = {str(name): float(score) for name, score in values.pop("scores").items()}
         cell = check_fields(Cell(**values.pop("cell")))
-        return check_fields(cls(item=check_fields(item), cell=cell, scores=scores, **values))
+        record = check_fields(cls(item=check_fields(item), cell=cell, scores=scores, **values))
+        record.check_figures()
+        return record
+
+    def check_figures(self) -> None:
+        """Refuse what tables and pictures could not be made of.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If a figure is missing, is none, or has no other to go with.
+        """
+        if not self.scores:
+            raise ValueError("it has no scores")
+        layers, errors = self.extra.get("layers", []), self.extra.get("errors", [])
+        if len(layers) != len(errors):
+            raise ValueError(f"it has {len(errors)} errors of {len(layers)} layers")
+        kept = self.kv.get("kept", self.kv["budget"])
+        for figure in (self.kv["seen"], kept, self.extra.get("depth", 0), *layers, *errors):
+            if not isinstance(figure, int | float):
+                raise TypeError(f"{figure!r} is no number")
+        if self.kv["seen"] <= 0:
+            raise ValueError(f"it is of {self.kv['seen']} tokens")
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -68,7 +68,8 @@ class EvalPlan:
     lengths : sequence of int or None
         Most tokens of prompt and answer, or tokens to read; None: each task's own.
     seeds : sequence of int
-        Of the samples. Running text has none: the first counts.
+        Of the samples. Running text has none: the first counts. What an earlier seed has asked already, of a file
+        that is read whole say, is left out.
     n : int, optional
         Samples of each task, length and seed.
     question : {"aware", "unknown"}
@@ -229,6 +230,7 @@ class _Run:
         self._on_progress = on_progress
         self._on_failure = on_failure
         self._progress = EvalProgress()
+        self._first_seeds: dict[Item, int] = {}
         self.result = EvalResult()
 
     def measure(self, plan: EvalPlan) -> None:
@@ -241,6 +243,8 @@ class _Run:
             progress.text = job.name
             self._on_progress(progress)
             for measurement in self._guard(job.name, job.measurements()):
+                if self._was_asked(measurement.item):
+                    continue
                 wanted = measurement.cells(cells)
                 progress.done += len(cells) - len(wanted)
                 self._measure_item(job.name, measurement, wanted)
@@ -255,6 +259,11 @@ class _Run:
             self._fail(str(cell), error)
             return False
         return True
+
+    def _was_asked(self, item: Item) -> bool:
+        """Whether another seed drew the same: counted again it would make intervals narrower than they are."""
+        question = replace(item, seed=0, id="")
+        return self._first_seeds.setdefault(question, item.seed) != item.seed
 
     def _measure_item(self, name: str, measurement: Measurement, cells: Sequence[Cell]) -> None:
         """Measure one item in the cells that the log lacks."""
@@ -301,11 +310,9 @@ def _jobs(reader: Reader, plan: EvalPlan) -> Iterator[_Job]:
     framing = Framing(reader.llama, use_template=plan.use_template)
     tasks = [task for name in plan.tasks if name not in TEXT_TASKS for task in find_tasks(name)]
     for length in plan.lengths:
-        for i, seed in enumerate(plan.seeds):
+        for seed in plan.seeds:
             request = make_request(reader.llama, framing, plan, length, seed)
             for task in dict.fromkeys(tasks):
-                if i and task.needs and plan.n is None:
-                    continue  # another seed would draw the same again: all of a file
                 n = plan.n if plan.n is not None else 0 if task.needs else N_SAMPLES
                 ask = partial(ask_samples, task, request, framing, plan.question, reader)
                 yield _Job(f"{task.name}{_say(length)}", n, ask)

@@ -187,7 +187,7 @@ def test_a_log_that_goes_away_under_a_run_is_one_line(path):
 
 
 def test_a_record_reads_what_it_wrote():
-    record = make_record(prediction="x", extra={"errors": [0.5, 1.0]})
+    record = make_record(prediction="x", extra={"layers": [0, 1], "errors": [0.5, 1.0]})
     line = json.loads(json.dumps(record.to_json()))
     assert list(line)[:4] == ["task", "family", "id", "length"]
     assert Record.from_json(line) == record
@@ -200,6 +200,13 @@ def test_a_record_reads_what_it_wrote():
         {"length": "abc"},
         {"tokens": {"prompt": "a"}},
         {"references": [3]},
+        {"scores": {}},
+        {"kv": {}},
+        {"kv": {"seen": "9", "budget": 3}},
+        {"kv": {"seen": 0, "budget": 3}},
+        {"extra": {"depth": "deep"}},
+        {"extra": {"layers": [0, 1], "errors": [0.5]}},
+        {"extra": {"layers": 2}},
         {"cell": {**make_record(id="1").to_json()["cell"], "policy": ["x"]}},
     ],
     ids=str,

@@ -86,8 +86,8 @@ def test_every_dataset_is_read_with_its_own_rules(tmp_path, name):
         (
             "narrativeqa",
             "You are given a story, which can be either a novel or a movie script, and a question. Answer the question"
-            " as concisely as you can, using a single phrase if possible. Do not provide any explanation.\n\nStory: DOC"
-            "\n\nNow, answer the question based on the story as concisely as you can, using a single phrase if"
+            " asconcisely as you can, using a single phrase if possible. Do not provide any explanation.\n\nStory: DOC"
+            "\n\nNow, answer the question based on the story asconcisely as you can, using a single phrase if"
             " possible. Do not provide any explanation.\n\nQuestion: ASK\n\nAnswer:",
         ),
         ("lcc", "Please complete the code given below. \nDOCNext line of code:\n"),
@@ -151,7 +151,7 @@ def test_n_draws_samples_by_the_seed(tmp_path):
     [
         ({"answers": []}, "sample 1 has no answer, so it cannot be scored"),
         ({"answers": ["a", None]}, "sample 1 has the answer None, which must be text or a number"),
-        ({"answers": [" "]}, "sample 1 has the answer ' ', which must be text or a number"),
+        ({"answers": [" "]}, "sample 1 has no answer, so it cannot be scored"),
         ({"all_classes": None}, "sample 1 has an empty all_classes"),
         ({"answers": "x"}, "jsonl:1 has answers='x', which must be list"),
         ({"context": None}, "jsonl:1 has context=None, which must be text"),
@@ -161,6 +161,13 @@ def test_samples_that_cannot_be_scored_are_refused(tmp_path, fields, message):
     write_jsonl(tmp_path / "longbench/trec.jsonl", longbench_record(**fields))
     with pytest.raises(InputError, match=message):
         run("longbench-trec", data=tmp_path)
+
+
+def test_an_empty_answer_beside_others_is_left_out(tmp_path):
+    """Nothing can agree with it; as an error it kept all samples after it from being measured."""
+    write_jsonl(tmp_path / "longbench/trec.jsonl", longbench_record(answers=["", "x", 7]))
+    (sample,) = run("longbench-trec", data=tmp_path)
+    assert sample.references == ("x", "7")
 
 
 @pytest.mark.parametrize("name", INFINITEBENCH)

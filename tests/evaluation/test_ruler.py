@@ -28,6 +28,13 @@ def test_no_sample_is_too_long_and_none_much_too_short(name, length):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_longest_of_rulers_lengths_is_met(name):
+    (sample,) = run(name, length=131_072, n=1)
+    assert 0.98 * 131_072 <= sample.count_tokens(count) <= 131_072
+    assert all(reference in sample.context for reference in sample.references)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_samples_depend_on_request_and_seed_only(name):
     texts = [[sample.text for sample in run(name, seed=seed)] for seed in (1, 1, 2)]
     assert texts[0] == texts[1]

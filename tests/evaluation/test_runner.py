@@ -399,6 +399,29 @@ def test_samples_of_a_file_are_counted_as_they_come(tiny, evaluate, tmp_path):
     assert {tuple(r.scores) for r in result.records} == {("last_word",)}
 
 
+def test_what_another_seed_asked_is_not_counted_again(tiny, evaluate, tmp_path):
+    """Two seeds of a file that is read whole gave every sample twice, and intervals too narrow."""
+    texts = [{"text": f"the number is {i} and the answer is code"} for i in (1, 2, 2)]
+    write_jsonl(tmp_path / "lambada" / "test.jsonl", *texts)
+    asked = {"data": tmp_path, "lengths": [None], "seeds": [1, 2], "cells": [FULL]}
+    llama = tiny()
+    for n in (None, 9):
+        result = evaluate(llama, "lambada", log=f"{n}.jsonl", n=n, **asked)
+        assert [(r.item.id, r.item.seed) for r in result.records] == [("1", 1), ("2", 1), ("3", 1)]
+        assert result.steps[-1] == (3, 3)
+    alike = evaluate(llama, "niah-paper", log="p.jsonl", n=2, **(asked | {"lengths": [700]}))
+    assert {record.item.seed for record in alike.records} == {1}
+
+
+def test_another_seed_draws_other_shots(tiny, evaluate, tmp_path):
+    sums = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(9)]
+    for name, lines in (("train", sums[1:]), ("test", sums[:1])):
+        write_jsonl(tmp_path / "gsm8k" / f"{name}.jsonl", *lines)
+    asked = {"data": tmp_path, "lengths": [None], "n": None, "cells": [FULL]}
+    result = evaluate(tiny(), "gsm8k", seeds=[1, 2], **asked)
+    assert [record.item.seed for record in result.records] == [1, 2]
+
+
 def test_a_sample_without_context_is_told_and_the_next_one_asked(tiny, evaluate, tmp_path):
     """A passage of one sentence is all question; a vocabulary without BOS has nothing to read before it."""
     texts = [

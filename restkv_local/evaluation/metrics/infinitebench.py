@@ -18,6 +18,8 @@ _CHOICE_BREAKS: Final = str.maketrans(dict.fromkeys("\n\"'.,?!{}", " "))
 _CODE_BREAKS: Final = re.compile(r"[\n`'\"\-*]|[Oo]ption")
 _CHOICE_LEADS: Final = ("answer is:", "answer:", "answer is", "option is")
 _CODE_LEADS: Final = ("answer is:", "is:", "answer:")
+_LAST_CHOICE: Final = re.compile(r"\b[A-D]\b(?!.*\b[A-D]\b)")
+_LAST_OPTION: Final = re.compile(r"\b[A-J]\b(?!.*\b[A-J]\b)")
 
 # What CJK texts punctuate with, beside ASCII.
 _CJK_PUNCTUATION: Final = (
@@ -55,12 +57,15 @@ def rouge_lsum(prediction: str, sample: Sample) -> float:
 def choice(prediction: str, sample: Sample) -> float:
     """Return 1 if the answer chooses the right one of A to D; references are its text and its letter.
 
-    Official: get_score_one_longbook_choice_eng. In this order: the first character if it is a letter of A to D; the
-    whole answer if it is the text; what follows "answer is:", "answer:", "answer is" or "option is"; the first
-    word that is A, B, C or D. The official test of the last two also takes "AB" and "BC" for letters; here words of
-    one letter count. kvpress looks for the last such letter first.
+    Official: get_score_one_longbook_choice_eng since August 2024. In this order: the last lone letter of A to D in the
+    first line that has one, if it is right; the first character if it is such a letter; the whole answer if it is the
+    text; what follows "answer is:", "answer:", "answer is" or "option is"; the first word that is A, B, C or D.
+    The official test of the last also takes "AB" and "BC" for letters; here words of one letter count.
     """
     answer = prediction.strip()
+    last = _LAST_CHOICE.search(answer)
+    if last is not None and last[0] in sample.references:
+        return 1.0
     if answer[:1] and answer[0] in "ABCD":
         return float(answer[0] in sample.references)
     if answer in sample.references:
@@ -76,14 +81,16 @@ def choice(prediction: str, sample: Sample) -> float:
 def code_option(prediction: str, sample: Sample) -> float:
     """Return 1 if the answer names the faulty function or its letter; references are its name and its letter.
 
-    Official: get_score_one_code_debug. Either the letter with a full stop or a colon comes first, or it or the
-    name follows "answer is:", "is:" or "answer:". A lone letter does not count.
+    Official: get_score_one_code_debug since August 2024. The letter is the last lone one of A to J in the first line
+    that has one; or it or the name comes first, or follows "answer is:", "is:" or "answer:".
     """
     name, letter = sample.references
     answer = prediction.strip()
-    if answer[:2] in (f"{letter}.", f"{letter}:"):
+    last = _LAST_OPTION.search(answer)
+    if last is not None and last[0] == letter:
         return 1.0
-    said = _after(re.sub(" +", " ", _CODE_BREAKS.sub(" ", answer)), _CODE_LEADS)
+    answer = re.sub(" +", " ", _CODE_BREAKS.sub(" ", answer))
+    said = answer if answer.startswith((letter, name)) else _after(answer, _CODE_LEADS)
     return float(said is not None and said.startswith((letter, name)))
 
 
@@ -97,12 +104,12 @@ def character_f1(prediction: str, sample: Sample) -> float:
 
 
 def speaker(prediction: str, sample: Sample) -> float:
-    """Return 1 if the first reference is one of the answer's words, in capitals, punctuation taken for spaces.
+    """Return 1 if one of the references is in the answer, in capitals or not.
 
-    Official: get_score_one_longdialogue_qa_eng, so a name of two words is never found. kvpress looks for any
-    reference anywhere.
+    Official: get_score_one_longdialogue_qa_eng since August 2024.
     """
-    return float(sample.references[0] in prediction.strip().upper().translate(_BREAKS).split())
+    answer = prediction.upper()
+    return float(any(reference.upper() in answer for reference in sample.references))
 
 
 def first_number(prediction: str, sample: Sample) -> float:

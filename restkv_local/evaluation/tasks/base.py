@@ -152,19 +152,20 @@ class Request:
 
 
 def read_references(answers: Sequence[Any], place: str) -> tuple[str, ...]:
-    """Return the right answers of a record as text.
+    """Return the right answers of a record as text; empty ones, which nothing can agree with, are left out.
 
     Raises
     ------
     InputError
-        If there is none, or one is neither text nor a number, or empty.
+        If there is none, or one is neither text nor a number.
     """
     for answer in answers:
-        if not isinstance(answer, str | int | float) or not str(answer).strip():
+        if not isinstance(answer, str | int | float):
             raise InputError(f"{place} has the answer {answer!r}, which must be text or a number")
-    if not answers:
+    texts = tuple(text for text in map(str, answers) if text.strip())
+    if not texts:
         raise InputError(f"{place} has no answer, so it cannot be scored")
-    return tuple(str(answer) for answer in answers)
+    return texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

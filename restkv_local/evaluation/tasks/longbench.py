@@ -17,7 +17,7 @@ _PASSAGES: Final = (
     " words."
 )
 _STORY: Final = (
-    "as concisely as you can, using a single phrase if possible. Do not provide any explanation."
+    "asconcisely as you can, using a single phrase if possible. Do not provide any explanation."
 )
 _ARTICLE: Final = (
     "as concisely as you can, using a single phrase or sentence if possible. If the question cannot be answered"
@@ -73,8 +73,8 @@ def _ask_passages(summary: str) -> _Dataset:
     )
 
 
-# The wording is LongBench's (config/dataset2prompt.json): figures compare with no other. What is asked begins where
-# kvpress cuts it off.
+# The wording is LongBench's (config/dataset2prompt.json), "asconcisely" included: figures compare with no other. What
+# is asked begins where kvpress cuts it off.
 _DATASETS: Final[dict[str, _Dataset]] = {
     "narrativeqa": _Dataset(
         "questions on a story",

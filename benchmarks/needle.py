@@ -22,10 +22,10 @@ from measured import Log, found_text
 from prose import document
 
 from restkv_local import ChatSession, Llama
-from restkv_local.engine import Progress
 from restkv_local.evaluation.tasks.niah import THINGS
 from restkv_local.markdown import write_table
 from restkv_local.pictures import open_figure, save_figure
+from restkv_local.sequence import Progress
 
 N_PACE = 8192  # tokens
 

@@ -32,7 +32,7 @@ from restkv_local import Llama
 from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.chat.chat_template import ChatTemplate
 from restkv_local.config import DEFAULTS
-from restkv_local.engine import Engine, Snapshot
+from restkv_local.engine import Engine
 from restkv_local.errors import ConfigError
 from restkv_local.evaluation.answering import write_answer
 from restkv_local.evaluation.likelihood import log_softmax
@@ -40,6 +40,7 @@ from restkv_local.evaluation.tasks.niah import THINGS
 from restkv_local.markdown import write_table
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES, make_policy
+from restkv_local.sequence import Snapshot
 
 SHARES = (0.05, 0.10, 0.25, 0.50)
 N_ANSWER = 24  # tokens: a sentence with a seven-digit number

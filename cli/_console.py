@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    from restkv_local.engine import Progress
+    from restkv_local.sequence import Progress
 
 MIB = 1024 * 1024
 

@@ -20,6 +20,11 @@ _GROWTH = 4
 _CELL_BYTES = 52  # what llama.cpp notes of a slot
 _TABLE_BYTES = 8  # true position and rotation of a slot, for each layer and KV head
 
+# What an eviction takes for a moment: attention, its metric and what is ranked, of each query head and row; a row's key
+# and the shares of so many queries, of each thread.
+_N_SCORES = 3
+_N_SHARES = 56
+
 
 def size_cache(
     config: Config,
@@ -80,6 +85,7 @@ def check_memory(
     *,
     n_slots: int,
     n_ring: int,
+    n_threads: int,
     n_freed: int,
     evicts: bool,
     offloads: bool,
@@ -92,6 +98,8 @@ def check_memory(
         Rows that a segment may grow to: cells and the table of rows have a place for each.
     n_ring : int
         Newest queries that are kept for scoring.
+    n_threads : int
+        How many score.
     n_freed : int
         Bytes that the cache gives back which this one replaces.
     offloads : bool
@@ -104,7 +112,11 @@ def check_memory(
     """
     n_segments = shape.n_layer * shape.n_head_kv
     need = n_slots * (_CELL_BYTES + n_segments * _TABLE_BYTES)
+    if evicts:
+        need += len(shape.full_layers) * shape.n_head * n_rows * _N_SCORES * 4
     if config.n_gpu_layers == 0 or not offloads:
+        if evicts:
+            need += n_threads * n_rows * (shape.head_dim_k + _N_SHARES) * 4
         need += (
             n_rows * kv_bytes_per_token(shape, config.type_k, config.type_v)
             + scoring_bytes(shape, n_ring, n_rows)

@@ -27,19 +27,13 @@ from restkv_local.model.model_file import (
     supported_positions,
 )
 from restkv_local.native import FAILED, NativeContext
-from restkv_local.observe import (
-    QueryMoments,
-    attended,
-    observe_native,
-    observe_nothing,
-    observe_numpy,
-    track_native,
-)
+from restkv_local.observe import attended, observe_native, observe_nothing, observe_numpy
 from restkv_local.planning import plan_eviction, protect_rows, rankable
 from restkv_local.policies.base import Policy, observes_attention
 from restkv_local.policies.registry import make_policy
-from restkv_local.repetition import REQUEST, Repetition
-from restkv_local.row_table import RowSnapshot, RowTable
+from restkv_local.row_table import RowTable
+from restkv_local.sequence import Counters, EvictionEvent, OnProgress, Progress, Snapshot
+from restkv_local.tracking import Tracking
 from restkv_local.types import (
     F32,
     F64,
@@ -57,59 +51,11 @@ _MIN_CHUNK = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far reading is: tokens processed of total, seconds so far, evictions so far."""
-
-    processed: int
-    total: int
-    seconds: float
-    events: int
-
-
-OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, slots=True)
-class EvictionEvent:
-    """One eviction: rows before and after per layer and KV head, and what it cost in milliseconds."""
-
-    seen: int
-    used: int
-    kept: int
-    score_ms: float
-    compact_ms: float
-    guide_ms: float
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the cache did since it was opened or cleared."""
-
-    seen: int = 0  # tokens that entered, probes not counted
-    peak: int = 0  # most rows in use at any moment, probes counted
-    events: int = 0
-    score_ms: float = 0.0
-    compact_ms: float = 0.0
-    guide_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Probing:
     """What a probe is read behind: so many slots in use, and the logits of the text's last token if there are any."""
 
     n_used: int
     logits: F32 | None
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A sequence at one moment: rows and observed queries, what the host knows of them, counters."""
-
-    state: bytes
-    rows: RowSnapshot
-    counters: Counters
-    moments: QueryMoments
-    repetition: Repetition | None
 
 
 class Engine:
@@ -153,6 +99,7 @@ class Engine:
         self.is_configured = policy is None
         self._allocator = make_allocator(config.allocation)
         check_pair(self._allocator, self.policy)
+        _check_repetition(self.policy)
         self._on_evict = on_evict
         if config.n_guide > config.n_ubatch:
             raise ConfigError(
@@ -168,14 +115,11 @@ class Engine:
         self.n_pinned = 0
         self.counters = Counters()
         self._factors = DeviceFactors(native, shape, on_host=config.scoring == "numpy")
-        self._kinds: frozenset[Tracked] = frozenset({self.policy.track, *also_track}) - {"none"}
+        self._tracking = Tracking(native, {self.policy.track, *also_track}, config.n_ubatch)
         self.rows = RowTable(0, 0, 0)
-        self._moments = QueryMoments()
-        self._n_untracked = 0  # newest queries that the tracked figures lack
         self._probing: Probing | None = None
-        self._repetition = self._prepare_repetition() if "repeat" in self._kinds else None
         # Newest queries that are kept: those that judge, and those that tracked figures lack.
-        self._n_ring = max(config.n_obs + config.n_guide, config.n_ubatch if self._kinds else 1)
+        self._n_ring = max(config.n_obs + config.n_guide, config.n_ubatch if self.tracks else 1)
         self._guide: list[int] = []
 
     def _check_guide(self) -> None:
@@ -187,17 +131,6 @@ class Engine:
                 f"guide has {n_tokens} tokens and n_guide={self.config.n_guide} is how many are read;"
                 " shorten it or raise n_guide"
             )
-
-    def _prepare_repetition(self) -> Repetition:
-        request = self.native.tokenize(REQUEST, add_special=False)
-        repetition = Repetition(tuple(request), self.config.n_ubatch)
-        if repetition.n_part < 1:
-            least = self.config.n_ubatch + 1 - repetition.n_part
-            raise ConfigError(
-                f"a policy that has the text repeated needs n_ubatch of at least {least};"
-                f" got n_ubatch={self.config.n_ubatch}"
-            )
-        return repetition
 
     def _supported(self) -> tuple[str, ...]:
         return supported_positions(self.shape, type_k=self.config.type_k)
@@ -220,7 +153,7 @@ class Engine:
     @property
     def tracks(self) -> frozenset[Tracked]:
         """Figures of earlier queries that are kept."""
-        return self._kinds
+        return self._tracking.kinds
 
     @property
     def capacity(self) -> int:
@@ -235,7 +168,7 @@ class Engine:
     @property
     def n_repeat(self) -> int:
         """Rows that the next repetition takes, 0 where nothing is repeated."""
-        return self._repetition.n_probe if self._repetition else 0
+        return self._tracking.n_repeat
 
     @property
     def _n_probe(self) -> int:
@@ -303,11 +236,16 @@ class Engine:
                 n_rows,
                 n_slots=size_segments(self.config, n_rows, equal=self._allocator.equal),
                 n_ring=self._n_ring,
+                n_threads=self._n_threads,
                 n_freed=n_freed,
                 evicts=self.policy.evicts,
                 offloads=self.native.offloads,
             )
         return budget, n_rows
+
+    @property
+    def _n_threads(self) -> int:
+        return self.config.n_threads or psutil.cpu_count(logical=False) or 1
 
     def _fits(self, n_rows: int) -> bool:
         """Whether the open cache is what a prompt wants."""
@@ -327,14 +265,14 @@ class Engine:
             n_slots=None if n_slots == n_rows else n_slots,
             n_ring=self._n_ring,
             n_ubatch=config.n_ubatch,
-            n_threads=config.n_threads or psutil.cpu_count(logical=False) or 1,
+            n_threads=self._n_threads,
             type_k=config.type_k,
             type_v=config.type_v,
             unturned=[il for il, nope in enumerate(self.shape.nope_layers) if nope],
         )
         self.clear()
         layers = self.native.layers
-        self.rows = RowTable(len(layers), layers[0].n_head_kv, n_slots, self._kinds)
+        self.rows = RowTable(len(layers), layers[0].n_head_kv, n_slots, self.tracks)
 
     def clear(self) -> None:
         """Forget the sequence and its guide; the memory stays."""
@@ -345,10 +283,7 @@ class Engine:
         self._probing = None
         self.guide = []
         self.rows.clear()
-        self._n_untracked = 0
-        self._moments = QueryMoments()
-        if self._repetition:
-            self._repetition.clear()
+        self._tracking.clear()
         self.counters = Counters()
 
     def renewed(self, config: Config, also_track: Iterable[Tracked] = ()) -> Engine:
@@ -363,7 +298,7 @@ class Engine:
             self.shape,
             config,
             self._on_evict,
-            self._kinds | frozenset(also_track),
+            self.tracks | frozenset(also_track),
             self.policy if keeps else None,
         )
 
@@ -396,7 +331,8 @@ class Engine:
             chosen = make_policy(chosen, self.config)
         allocator = self._allocator if allocation is None else make_allocator(allocation)
         check_pair(allocator, chosen)
-        if chosen.track != "none" and chosen.track not in self._kinds:
+        _check_repetition(chosen)
+        if chosen.track != "none" and chosen.track not in self.tracks:
             raise ConfigError(
                 f"policy={chosen.name!r} needs figures of every query so far, which were not tracked;"
                 " name it before the first token is read"
@@ -427,8 +363,8 @@ class Engine:
             self.native.state(),
             self.rows.snapshot(),
             replace(self.counters),
-            copy(self._moments),
-            copy(self._repetition),
+            copy(self._tracking.moments),
+            copy(self._tracking.repetition),
         )
 
     def try_save(self) -> Snapshot | None:
@@ -448,9 +384,7 @@ class Engine:
         self._probing = None
         self.rows.restore(snapshot.rows)
         self.counters = replace(snapshot.counters)
-        self._moments = copy(snapshot.moments)
-        self._repetition = copy(snapshot.repetition)
-        self._n_untracked = 0
+        self._tracking.restore(snapshot.moments, snapshot.repetition)
 
     # Reading
 
@@ -527,7 +461,7 @@ class Engine:
 
     def step(self, token: int) -> None:
         """Append one generated token; evict first if the room for an answer is used up."""
-        self._end_probe()
+        self._settle()
         if self.policy.evicts and self._room < 1:
             # The answer so far asks for particular rows too.
             self._evict_guided(n_more=self.config.n_obs)
@@ -535,7 +469,7 @@ class Engine:
 
     def _decode(self, tokens: list[int], *, probe: bool = False) -> None:
         n = len(tokens)
-        if self._n_untracked + n > self._n_ring:
+        if self._tracking.n_behind + n > self._n_ring:
             self._track()
         try:
             self.native.decode(tokens, probe=probe)
@@ -551,33 +485,17 @@ class Engine:
         self.counters.peak = max(self.counters.peak, round(self.rows.mean))
         if not probe:
             self.counters.seen += n
-            self._n_untracked += n
-            if self._repetition:
-                self._repetition.pending += tokens
+            self._tracking.append(tokens)
 
     def _track(self) -> None:
-        """Bring what is tracked up to date with the newest queries."""
-        if self._n_untracked == 0:
-            return
-        # A query that is counted twice or not at all is missing from every later eviction.
-        self.native.finish(self._track_newest)
-
-    def _track_newest(self) -> None:
-        n = self._n_untracked
-        for kind in self._kinds - {"repeat"}:
-            figures = self.rows.figures(kind)
-            if figures is None:
-                self._moments.add(self.native, n)
-            else:
-                track_native(self.native, kind, n, self.counters.seen, figures)
-        self._n_untracked = 0
+        self._tracking.catch_up(self.rows, self.counters.seen)
 
     def repeat(self) -> None:
         """Have repeated what was read since the last time and still has a row.
 
         The newest queries are no longer observed after it.
         """
-        repetition = self._repetition
+        repetition = self._tracking.repetition
         if repetition is None or self.policy.track != "repeat":
             return
         if not repetition.pending:
@@ -588,14 +506,11 @@ class Engine:
         while repetition.pending:
             tokens, n, n_passed = repetition.probe(held)
             if n > 0:
-                self._probe(tokens, partial(self._track_repeated, n))
+                self._probe(
+                    tokens, partial(self._tracking.add_repeated, self.rows, self.counters.seen, n)
+                )
             repetition.advance(n_passed)
             held = held[n_passed:]
-
-    def _track_repeated(self, n: int) -> None:
-        figures = self.rows.figures("repeat")
-        assert figures is not None, "it is tracked"
-        track_native(self.native, "repeat", n, self.counters.seen, figures)
 
     def evict(self) -> None:
         """Evict to the budget now, by the newest ``n_obs`` queries."""
@@ -787,7 +702,7 @@ class Engine:
         n_select = min(n_select, int(np.count_nonzero(present, axis=-1).min()))
         request = policy.request(n_window, int(positions.max()), n_select)
         tracked = self.rows.figures(policy.track)
-        moments = self._moments if policy.track == "queries" else None
+        moments = self._tracking.moments if policy.track == "queries" else None
         if request is None:
             return observe_nothing(positions, event, tracked)
         self._factors.load(request)
@@ -811,8 +726,9 @@ class Engine:
         ndarray of shape (seen,), float64
             For each token of the sequence; see :func:`~restkv_local.observe.attended`.
         """
+        self._settle()
         n = min(n, self.native.n_observed)
-        if n == 0:
+        if n <= 0:
             return np.zeros(self.counters.seen)
         return attended(self.native, n, self.counters.seen, self.rows.positions)
 
@@ -839,6 +755,15 @@ class Engine:
             "bytes": sum(held.values()) - held["scoring"],
             "bytes_full": counters.seen * row_bytes + held["other"],
         }
+
+
+def _check_repetition(policy: Policy) -> None:
+    """Refuse a policy that wants the text repeated and looks at the newest queries, which are the repetition's then."""
+    if policy.track == "repeat" and observes_attention(policy):
+        raise ConfigError(
+            f"policy={policy.name!r} tracks 'repeat' and asks for the attention of the newest queries, which are a"
+            " repetition's then; let its request be None, or track something else"
+        )
 
 
 def _score(policy: Policy, observation: Observation) -> F32:

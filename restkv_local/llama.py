@@ -21,9 +21,9 @@ from restkv_local.compat.completions import Completer, Completion, SavedState
 from restkv_local.compat.llama_cpp_options import read_llama_cpp_options
 from restkv_local.config import PENALISED, Config, parse_budget
 from restkv_local.documents import Source
-from restkv_local.engine import EvictionEvent, OnProgress
 from restkv_local.errors import ConfigError, InputError
 from restkv_local.loaded_model import LoadedModel
+from restkv_local.sequence import EvictionEvent, OnProgress
 from restkv_local.storage.reading_cache import ReadingCache
 from restkv_local.types import Tracked
 

@@ -11,12 +11,13 @@ from typing import TypeVar
 
 from restkv_local.allocators.registry import BUILT_IN_ALLOCATORS
 from restkv_local.config import Config
-from restkv_local.engine import Engine, EvictionEvent
+from restkv_local.engine import Engine
 from restkv_local.model.demo import resolve_model
 from restkv_local.model.model_file import check_supported, read_model
 from restkv_local.native import NativeContext, library_stamp
 from restkv_local.native.sampler import Sampler
 from restkv_local.policies.registry import BUILT_IN_POLICIES
+from restkv_local.sequence import EvictionEvent
 from restkv_local.storage.fingerprint import fingerprint_model
 from restkv_local.storage.reading_cache import reading_key
 from restkv_local.turn_taking import TurnTaking

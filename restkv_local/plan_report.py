@@ -14,8 +14,8 @@ from restkv_local.policies.registry import make_policy
 from restkv_local.types import F64, Bool, EvictionPlan
 
 if TYPE_CHECKING:
-    from restkv_local.engine import OnProgress
     from restkv_local.llama import Llama
+    from restkv_local.sequence import OnProgress
 
 # The end of the text that `newest` is about.
 NEWEST_SHARE: Final = 0.1

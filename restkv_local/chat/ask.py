@@ -21,9 +21,10 @@ from restkv_local.chat.passages import Passage, TokenMap, find_passages
 from restkv_local.chat.turn_report import make_timings
 from restkv_local.config import DEFAULTS
 from restkv_local.documents import Document, Source, list_sources, parse_document, read_document
-from restkv_local.engine import Engine, OnProgress
+from restkv_local.engine import Engine
 from restkv_local.errors import BusyError, ConfigError, InputError
 from restkv_local.loaded_model import LoadedModel
+from restkv_local.sequence import OnProgress
 from restkv_local.storage.reading_cache import Reading, ReadingCache
 from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
@@ -385,7 +386,7 @@ class DocumentReader:
     def _look(self, attention: F64, n_looked: int) -> tuple[F64, int]:
         """Add what the newest tokens looked at."""
         n_seen = self._engine.counters.seen
-        if n_seen == n_looked:
+        if n_seen <= n_looked:  # fewer where the rows were lost
             return attention, n_looked
         newest = self._engine.attended(n_seen - n_looked)
         newest[: len(attention)] += attention

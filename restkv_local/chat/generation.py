@@ -37,7 +37,8 @@ def generate(
     sampler.begin_answer()
     stream = TextStream()
     pieces: list[bytes] = []
-    n_read, n_most = engine.counters.seen, engine.config.n_predict
+    counters, n_most = engine.counters, engine.config.n_predict
+    n_read = counters.seen
     finish_reason: FinishReason = "length"
     try:
         while n_most < 0 or len(pieces) < n_most:
@@ -57,8 +58,10 @@ def generate(
                 said.append(piece)
                 yield piece
     except BaseException:
-        # Ctrl-C may have come between the two: what was said is what the cache holds.
-        said[:] = _decide(pieces[: engine.counters.seen - n_read])
+        # Ctrl-C may have come between the two: what was said is what the cache holds. A cache that lost its rows has
+        # new counters, and cannot tell.
+        if engine.counters is counters:
+            said[:] = _decide(pieces[: counters.seen - n_read])
         raise
     if rest := stream.finish():
         said.append(rest)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from restkv_local.engine import Engine, Snapshot
+from restkv_local.engine import Engine
 from restkv_local.errors import NativeError
 from restkv_local.loaded_model import LoadedModel
+from restkv_local.sequence import Snapshot
 from restkv_local.storage.snapshot_file import tracked_kinds
 
 Opened = tuple[int, int, int]

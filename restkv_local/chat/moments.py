@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from restkv_local.engine import Snapshot
+from restkv_local.sequence import Snapshot
 from restkv_local.storage.snapshot_file import snapshot_bytes
 from restkv_local.types import F32
 

@@ -10,9 +10,9 @@ from restkv_local.chat.guide import question_guide
 from restkv_local.chat.held_cache import HeldCache
 from restkv_local.chat.moments import Moment, Moments
 from restkv_local.chat.turn import Turn
-from restkv_local.engine import Snapshot
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.model.model_file import kv_bytes_per_token
+from restkv_local.sequence import Snapshot
 from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache
 from restkv_local.types import F32
 

@@ -25,10 +25,11 @@ from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.chat.turn_report import TurnReport, make_timings
 from restkv_local.config import Config
 from restkv_local.documents import Source, list_sources, read_document
-from restkv_local.engine import Engine, OnProgress, Snapshot
+from restkv_local.engine import Engine
 from restkv_local.errors import ConfigError, InputError, SessionFileError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import library_stamp
+from restkv_local.sequence import OnProgress, Snapshot
 from restkv_local.storage.reading_cache import Reading, ReadingCache
 from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import in_turn
@@ -519,7 +520,8 @@ class ChatSession:
                     heard = self._prompts.hear(prompt, content, n_read)
                     self._turns = [*earlier, replace(prompt.turn, heard=heard)]
             else:
-                self._cache.hold(self._cache.text + report.response)
+                if not is_lost:
+                    self._cache.hold(self._cache.text + report.response)
                 self._turns = [*earlier, replace(prompt.turn, answer=report.response)]
             report.usage = {
                 "prompt_tokens": seen + n_read,

@@ -15,8 +15,8 @@ from platformdirs import user_data_path
 from restkv_local.chat.turn import Attachment, Turn
 from restkv_local.config import Config
 from restkv_local.control_characters import show_path
-from restkv_local.engine import Snapshot
 from restkv_local.errors import ConfigError, SessionFileError, UnreadableFileError
+from restkv_local.sequence import Snapshot
 from restkv_local.storage.container import (
     read_container,
     read_meta,

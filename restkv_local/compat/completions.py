@@ -17,11 +17,12 @@ import numpy as np
 from restkv_local.chat.guide import ending_guide
 from restkv_local.chat.text_stream import TextStream
 from restkv_local.compat.completion_options import CompletionOptions, Tokens
-from restkv_local.engine import Counters, Engine, OnProgress, Snapshot
+from restkv_local.engine import Engine
 from restkv_local.errors import ConfigError, InputError, RestKVError
 from restkv_local.loaded_model import LoadedModel
 from restkv_local.native import NativeContext
 from restkv_local.native.sampler import Sampler
+from restkv_local.sequence import Counters, OnProgress, Snapshot
 from restkv_local.storage.snapshot_file import tracked_kinds
 from restkv_local.turn_taking import Turn, taken_over
 from restkv_local.types import F32

@@ -112,6 +112,7 @@ class NativeContext:
         self.n_vocab: int = self._llama.llama_vocab_n_tokens(self._vocab)
         self.capacity = 0
         self._n_ubatch = 0
+        self._has_logits = False
         # Bytes that the backends gave for a context; remembered, so that any thread may ask.
         self.held = dict.fromkeys(_bindings.BYTES, 0)
         self.layers: list[LayerInfo] = []
@@ -243,6 +244,7 @@ class NativeContext:
 
     def _free_context(self) -> None:
         self.capacity = 0
+        self._has_logits = False
         self._own.free_context()
 
     @property
@@ -438,6 +440,7 @@ class NativeContext:
             raise KeyboardInterrupt
         if status != 0:
             raise NativeError(f"llama_decode failed ({status}): {reason}")
+        self._has_logits = True
 
     def logits(self) -> F32:
         """Return the logits of the newest token, shape (n_vocab,): a view, valid until the next decode.
@@ -445,7 +448,8 @@ class NativeContext:
         Raises
         ------
         NativeError
-            If nothing was decoded yet; rows put in place by :meth:`set_state` come without logits.
+            If nothing was decoded yet; rows put in place by :meth:`set_state` come without logits, and a cache that was
+            cleared has none.
         """
         logits = self.find_logits()
         if logits is None:
@@ -454,8 +458,9 @@ class NativeContext:
 
     def find_logits(self) -> F32 | None:
         """Return what :meth:`logits` does, None if nothing was decoded yet."""
+        # llama.cpp itself returns what it computed last, of whatever text.
         pointer = self._llama.llama_get_logits_ith(self._opened, -1)
-        if not pointer:
+        if not pointer or not self._has_logits:
             return None
         logits: F32 = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
         return logits
@@ -471,6 +476,7 @@ class NativeContext:
 
     def clear(self) -> None:
         """Forget every row."""
+        self._has_logits = False
         self._restkv.clear(self._ctx)
 
     @property
@@ -675,6 +681,7 @@ class NativeContext:
             If the bytes are damaged or belong to another model, KV type or ring; nothing has changed then.
         """
         self._run(lambda: self._restkv.state_set(self._ctx, state, len(state)))
+        self._has_logits = False
 
     def read(self, layer: int, tensor: str, n_window: int = 0) -> F32:
         """Return one tensor of pool layer ``layer`` as float32, for the NumPy oracle.

@@ -16,8 +16,8 @@ from platformdirs import user_cache_path
 
 from restkv_local.config import Config, parse_budget
 from restkv_local.control_characters import show_path
-from restkv_local.engine import Snapshot
 from restkv_local.errors import ConfigError, SessionFileError, UnreadableFileError
+from restkv_local.sequence import Snapshot
 from restkv_local.storage.container import read_container, write_container
 from restkv_local.storage.pruning import mark_used, prune
 from restkv_local.storage.snapshot_file import pack_snapshot, unpack_snapshot

@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from restkv_local.engine import Counters, Snapshot
 from restkv_local.observe import QueryMoments
 from restkv_local.repetition import Repetition
 from restkv_local.row_table import RowSnapshot
+from restkv_local.sequence import Counters, Snapshot
 from restkv_local.storage.container import Arrays
 from restkv_local.types import Tracked
 

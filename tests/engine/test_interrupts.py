@@ -429,6 +429,45 @@ def test_rows_that_were_lost_half_moved_are_read_again(open_llama, monkeypatch):
     assert any("again" in note for note in session.report.notes)
 
 
+def lose_rows(monkeypatch, native, *, n_more):
+    """Let a compaction break off half way, after ``n_more`` that do not."""
+    compact, calls = native.compact, []
+
+    def broken(*args):
+        calls.append(True)
+        if len(calls) <= n_more:
+            return compact(*args)
+        monkeypatch.setattr(native, "compact", compact)
+        raise NativeError("the backend could not compute a graph", FAILED)
+
+    monkeypatch.setattr(native, "compact", broken)
+
+
+def test_rows_that_were_lost_in_an_answer_are_read_again(open_llama, monkeypatch):
+    """The conversation went on from an empty cache, and nobody was told."""
+    session = ChatSession(open_llama(MODEL, n_predict=900, seed=4, temp=2.0))
+    lose_rows(monkeypatch, session.llama.native, n_more=0)
+    said = []
+    with pytest.raises(NativeError):
+        said.extend(session.send("one two three. " * 3))
+    assert len(said) > 20
+    assert session.turns[-1].answer == "".join(said)
+    assert session._cache.held() == ""
+    stream = session.send("and now?")
+    next(stream)
+    stream.close()
+    assert any("again" in note for note in session.report.notes)
+    assert session.report.usage["prompt_tokens"] > len(said)
+
+
+def test_rows_that_were_lost_in_an_answer_about_a_document_say_so(open_llama, monkeypatch):
+    """The error was hidden by one of counting what had been looked at."""
+    llama = open_llama(MODEL, n_predict=900, seed=4, temp=2.0)
+    lose_rows(monkeypatch, llama.native, n_more=0)
+    with pytest.raises(NativeError, match="could not compute"):
+        list(llama.ask("a tower by the sea. ", ["what is it?"]))
+
+
 def test_what_was_said_is_what_the_cache_holds(open_llama, monkeypatch):
     """Ctrl-C comes when a token is in the cache and not said yet."""
     session = ChatSession(open_llama(MODEL, policy="full", temp=0.8, seed=1))

@@ -114,6 +114,22 @@ def test_scores_of_another_shape_are_refused_by_name(open_llama, tokens):
         read(open_llama(MODEL, policy="per-query-head"), tokens(300))
 
 
+def test_what_has_the_text_repeated_cannot_look_at_the_newest_queries_too(open_llama):
+    """They are the repetition's: with a guide nothing was repeated, without one the window was refused."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Repeated(Looked):
+        name: ClassVar[str] = "repeated"
+        track: ClassVar[str] = "repeat"
+
+    register_policy(Repeated)
+    with pytest.raises(ConfigError, match="policy='repeated' tracks 'repeat' and asks for"):
+        open_llama(MODEL, policy="repeated")
+    llama = open_llama(MODEL, also_track=("repeat",), n_ubatch=64)
+    with pytest.raises(ConfigError, match="let its request be None"):
+        llama.engine.use(policy="repeated")
+
+
 @pytest.mark.parametrize(
     ("allocator", "says"), [(Generous, "must share out 256 rows"), (OneNumber, r"got \(1,\)")]
 )

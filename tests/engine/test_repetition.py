@@ -38,7 +38,7 @@ def test_a_row_keeps_the_most_attention_of_any_repeated_token(open_llama, tokens
     engine.open(100, 16, 0)
     engine.read(text, evict=False)
     expected = np.zeros_like(engine.rows.positions, np.float32)
-    repetition = engine._repetition.__copy__()
+    repetition = engine._tracking.repetition.__copy__()
     while repetition.pending:
         probe, n, n_passed = repetition.probe(np.ones(len(repetition.pending), bool))
         assert n_passed == n
@@ -64,7 +64,7 @@ def test_repeating_leaves_nothing_behind(open_llama, tokens):
         engine.read(tokens(150), evict=False)
         if repeats:
             engine.repeat()
-            assert not engine._repetition.pending
+            assert not engine._tracking.repetition.pending
             before = engine.rows.figures("repeat").copy()
             engine.repeat()
             np.testing.assert_array_equal(engine.rows.figures("repeat"), before)
@@ -113,13 +113,13 @@ def test_ctrl_c_while_repeating_leaves_the_text(open_llama, tokens, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("restkv_local.engine.track_native", stop)
+        patch.setattr("restkv_local.tracking.track_native", stop)
         with pytest.raises(KeyboardInterrupt):
             engine.repeat()
     assert engine.rows.used == 150
-    assert len(engine._repetition.pending) == 150
+    assert len(engine._tracking.repetition.pending) == 150
     engine.repeat()
-    assert not engine._repetition.pending
+    assert not engine._tracking.repetition.pending
 
 
 def test_what_another_policy_has_evicted_is_not_repeated(open_llama, tokens, monkeypatch):
@@ -135,12 +135,12 @@ def test_what_another_policy_has_evicted_is_not_repeated(open_llama, tokens, mon
     assert len(held) < 600
     repeated = []
     monkeypatch.setattr(
-        engine, "_probe", lambda probe, look: repeated.extend(probe[-look.args[0] :])
+        engine, "_probe", lambda probe, look: repeated.extend(probe[-look.args[-1] :])
     )
     engine.use(policy="kvzip")
     engine.repeat()
     assert repeated == [text[place] for place in held]
-    assert not engine._repetition.pending
+    assert not engine._tracking.repetition.pending
 
 
 def test_a_chunk_must_hold_the_request(open_llama):

@@ -60,7 +60,7 @@ def test_a_probe_is_not_tracked(open_llama, tokens, monkeypatch):
     """Queries of the text are counted before the question's stand among the newest."""
     used = []
     monkeypatch.setattr(
-        "restkv_local.engine.track_native", lambda native, *_: used.append(native.used)
+        "restkv_local.tracking.track_native", lambda native, *_: used.append(native.used)
     )
     engine = open_llama(MODEL, also_track=("sum",)).engine
     engine.open(200, 0, 0)

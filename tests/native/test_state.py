@@ -124,3 +124,17 @@ def test_there_are_no_logits_before_anything_was_decoded(open_native):
     assert native.find_logits() is None
     with pytest.raises(NativeError, match="nothing was decoded yet"):
         native.logits()
+
+
+def test_logits_are_of_the_text_that_is_there(open_native, tokens):
+    """llama.cpp keeps those of the text before."""
+    native = open_native(MODEL)
+    native.decode(tokens(20))
+    state = native.state()
+    native.decode(tokens(20, seed=1))
+    assert native.find_logits() is not None
+    native.set_state(state)
+    assert native.find_logits() is None
+    native.decode(tokens(1))
+    native.clear()
+    assert native.find_logits() is None

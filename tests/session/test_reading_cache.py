@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from restkv_local.config import Config
-from restkv_local.engine import Counters, Snapshot
 from restkv_local.errors import ConfigError, SessionFileError
 from restkv_local.observe import QueryMoments
 from restkv_local.policies.restkv import RestKV
 from restkv_local.repetition import Repetition
 from restkv_local.row_table import RowSnapshot
+from restkv_local.sequence import Counters, Snapshot
 from restkv_local.storage.reading_cache import MIN_TOKENS, Reading, ReadingCache, reading_key
 from tests.session.conversation import MODEL, assert_same_cache, cache, prose, say, talk
 

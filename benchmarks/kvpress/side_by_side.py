@@ -161,7 +161,7 @@ def cells_of(rows: list[Row], known: str) -> dict[tuple[str, str], dict[float, l
 
 
 def table(rows: list[Row], timed: list[Row], known: str) -> str:
-    """Return a Markdown table for one way of asking; seconds and memory come from ``timed``."""
+    """Return a Markdown table for one way of asking; seconds and memory, by share, come from ``timed``."""
     cells, clock = cells_of(rows, known), cells_of(timed, known)
     shares = sorted({share for cell in cells.values() for share in cell if share < 1})
     tasks = [task for task in NEEDLES if any(row["task"] == task for row in rows)]
@@ -174,12 +174,15 @@ def table(rows: list[Row], timed: list[Row], known: str) -> str:
             for task in tasks
             for share in shares
         ]
-        every = [row for cell in clock.get((side, method), {}).values() for row in cell]
+        alone = clock.get((side, method), {})
         for field, digits in (("seconds", 1), ("peak_mib", 0)):
-            values = [row[field] for row in every]
-            texts.append(f"{statistics.median(values):.{digits}f}" if values else "")
+            medians = [
+                statistics.median(row[field] for row in alone[each]) for each in sorted(alone)
+            ]
+            texts.append(" / ".join(f"{median:.{digits}f}" for median in medians))
         lines.append(texts)
-    head = ["side", "method", *heads, "s a sample", "peak MiB"]
+    each = " / ".join(f"{100 * share:.4g}%" for share in shares)
+    head = ["side", "method", *heads, f"s a sample at {each}", f"peak MiB at {each}"]
     return write_table(head, lines, n_left=len(head) - 2)
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import ingest
 import needle
+import operations
 import ranking
+import stock
 import talk
 from measured import Log, Row
 
@@ -170,6 +172,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-rounds": lambda: bench("bench-rounds").to_markdown(),
     "bench-avx2": lambda: bench("bench-avx2").to_markdown(with_profile=True),
     "bench-avx2-rounds": lambda: bench("bench-avx2-rounds").to_markdown(),
+    "bench-stock": lambda: stock.table(read("stock")),
+    "bench-operations": lambda: operations.table(read("operations")),
+    "bench-answer": lambda: bench("bench-answer").to_markdown(with_profile=True),
     "bench-allocations": lambda: bench("bench-allocations").to_markdown(),
     "bench-1b": lambda: bench("bench-1b").to_markdown(with_profile=True),
     "bench-budgets": lambda: bench("bench-budgets").to_markdown(),

@@ -28,6 +28,7 @@ import side_by_side
 
 from restkv_local.bench.plot import draw_bench
 from restkv_local.bench.report import BenchReport
+from restkv_local.evaluation import reconstruction
 from restkv_local.evaluation.log import Record, read_log
 from restkv_local.evaluation.plots import draw_records
 from restkv_local.evaluation.report import write_report
@@ -95,6 +96,11 @@ def bench_choice() -> str:
 def scores(name: str) -> tuple[Record, ...]:
     """Return the scores of a log of `restkv eval`."""
     return tuple(read_log(RESULTS / f"{name}.jsonl").records)
+
+
+def layer_errors() -> list[Record]:
+    """Return the reconstruction errors; perplexity has a log of more shares."""
+    return [each for each in scores("text") if each.item.family == reconstruction.NAME]
 
 
 def ruler() -> list[Record]:
@@ -182,6 +188,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ruler-choice": ruler_choice,
     "ruler": lambda: write_report([read_log(RESULTS / f"{name}.jsonl") for name in RULER]),
     "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
+    "text-shares": lambda: write_report([read_log(RESULTS / "text-shares.jsonl")]),
+    "niah": lambda: write_report([read_log(RESULTS / "niah.jsonl")]),
     "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
     "ranking": lambda: ranking.tables(read("ranking")),
     "ranking-variants": lambda: ranking.tables(read("ranking-variants")),
@@ -205,7 +213,9 @@ PICTURES: dict[str, Callable[[Path], Any]] = {
     "needle.png": lambda path: needle.draw(long_needles(), path),
     "side-by-side.png": lambda path: side_by_side.draw(*kvpress(), path),
     "bench.png": lambda path: draw_bench(bench(), path),
-    "quality": lambda folder: draw_records([*ruler(), *scores("text")], folder),
+    "quality": lambda folder: draw_records(
+        [*ruler(), *layer_errors(), *scores("text-shares")], folder
+    ),
 }
 
 

@@ -110,7 +110,8 @@ def measure(job: Row) -> Row:
             "reading": partial(engine.read, prompt, guide=guide),
             "writing": write,
         }
-        for watch.is_on in (False, True):
+        for one_by_one in (False, True):
+            watch.is_on = one_by_one
             engine.clear()
             for part, work in parts.items():
                 watch.seconds.clear()
@@ -118,7 +119,7 @@ def measure(job: Row) -> Row:
                 work()
                 seconds = time.perf_counter() - start
                 found = row.setdefault(part, {})
-                if watch.is_on:
+                if one_by_one:
                     found |= {"timed_s": seconds, "operations": dict(watch.seconds)}
                 else:
                     found["seconds"] = seconds

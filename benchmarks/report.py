@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import side_by_side
 from restkv_local.bench.plot import draw_bench
 from restkv_local.bench.report import BenchReport
 from restkv_local.evaluation import reconstruction
-from restkv_local.evaluation.log import Record, read_log
+from restkv_local.evaluation.log import LogContent, Record, read_log
 from restkv_local.evaluation.plots import draw_records
 from restkv_local.evaluation.report import write_report
 from restkv_local.evaluation.summary import family_mean, split_sections
@@ -98,9 +99,11 @@ def scores(name: str) -> tuple[Record, ...]:
     return tuple(read_log(RESULTS / f"{name}.jsonl").records)
 
 
-def layer_errors() -> list[Record]:
+def layer_errors() -> LogContent:
     """Return the reconstruction errors; perplexity has a log of more shares."""
-    return [each for each in scores("text") if each.item.family == reconstruction.NAME]
+    log = read_log(RESULTS / "text.jsonl")
+    found = [record for record in log.records if record.item.family == reconstruction.NAME]
+    return replace(log, records=found)
 
 
 def ruler() -> list[Record]:
@@ -187,7 +190,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-policies": lambda: bench("bench-policies").to_markdown(),
     "ruler-choice": ruler_choice,
     "ruler": lambda: write_report([read_log(RESULTS / f"{name}.jsonl") for name in RULER]),
-    "text": lambda: write_report([read_log(RESULTS / "text.jsonl")]),
+    "text": lambda: write_report([layer_errors()]),
     "text-shares": lambda: write_report([read_log(RESULTS / "text-shares.jsonl")]),
     "niah": lambda: write_report([read_log(RESULTS / "niah.jsonl")]),
     "ingest": lambda: ingest.table(RESULTS / "ingest.jsonl"),
@@ -214,7 +217,7 @@ PICTURES: dict[str, Callable[[Path], Any]] = {
     "side-by-side.png": lambda path: side_by_side.draw(*kvpress(), path),
     "bench.png": lambda path: draw_bench(bench(), path),
     "quality": lambda folder: draw_records(
-        [*ruler(), *layer_errors(), *scores("text-shares")], folder
+        [*ruler(), *layer_errors().records, *scores("text-shares")], folder
     ),
 }
 

@@ -25,13 +25,13 @@ from restkv_local.bench.caches import choose_caches
 from restkv_local.bench.cell import Cell
 from restkv_local.bench.process import run_cell
 from restkv_local.bench.text import tokenize_text
+from restkv_local.config import DEFAULTS
 from restkv_local.llama import Llama
 from restkv_local.markdown import write_table
 from restkv_local.model.demo import resolve_model
 from restkv_local.version import find_commit
 
 STOCK = Path(__file__).parents[1] / "build" / "stock" / "bin"
-N_UBATCH = 512
 GGML_TYPES = {"full": 1, "full q8_0": 8}
 FIGURES = {"ttft_s": ("ttft", "s"), "pp_s": (f"pp{N_PROMPT}", "s"), "tg_s": (f"tg{N_GEN}", "s")}
 CHILD = """
@@ -74,7 +74,7 @@ print(json.dumps(result))
 def run_stock(model: Path, cache: str, depth: int, tokens: list[int], n_threads: int) -> Row:
     """Measure the unpatched library."""
     job = {
-        "model": str(model), "depth": depth, "tokens": tokens, "n_threads": n_threads, "n_ubatch": N_UBATCH,
+        "model": str(model), "depth": depth, "tokens": tokens, "n_threads": n_threads, "n_ubatch": DEFAULTS.n_ubatch,
         "n_ctx": len(tokens), "type_kv": GGML_TYPES[cache], "n_prompt": N_PROMPT, "n_gen": N_GEN,
     }  # fmt: skip
     done = subprocess.run(
@@ -93,7 +93,9 @@ def run_ours(model: Path, cache: str, depth: int, n_threads: int) -> Row:
     """Measure a column of the bench."""
     (column,) = [each for each in choose_caches(references=["full", "q8_0"]) if each.name == cache]
     options = {**column.options, "n_threads": n_threads}
-    result = run_cell(Cell(model=str(model), options=options, depth=depth, upstream=True))["result"]
+    result = run_cell(
+        Cell(model=str(model), options=options, depth=depth, upstream=column.upstream)
+    )["result"]
     return {name: result[name] for name in FIGURES}
 
 

@@ -11,7 +11,7 @@ from restkv_local.errors import (
     ConfigError,
     NativeError,
 )
-from restkv_local.model.model_file import scoring_bytes
+from restkv_local.model.model_file import kv_bytes_per_token, scoring_bytes
 from restkv_local.native import FAILED
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES
@@ -346,6 +346,21 @@ def test_a_state_that_is_not_of_its_table_is_refused_and_changes_nothing(open_ll
     check_invariants(engine)
     engine.restore(snapshot)
     check_invariants(engine)
+
+
+@pytest.mark.parametrize("policy", ["full", "restkv"])
+def test_memory_that_an_eviction_takes_for_a_moment_counts(open_llama, monkeypatch, policy):
+    """What evicts nothing fits where scores of every head and row do not."""
+    llama = open_llama(MODELS["llama-gqa-2"], policy=policy, budget=20_000, n_threads=8)
+    shape, (_, n_rows) = llama.shape, llama.engine.check(100, 16, 0)
+    tables = n_rows * (52 + 8 * shape.n_layer * shape.n_head_kv)
+    held = kv_bytes_per_token(shape) * n_rows + scoring_bytes(shape, 32, n_rows)
+    monkeypatch.setattr("restkv_local.cache_size.free_memory", lambda: tables + 2 * held)
+    if policy == "full":
+        llama.engine.check(100, 16, 0)
+        return
+    with pytest.raises(ConfigError, match="GiB for K, V and scoring"):
+        llama.engine.check(100, 16, 0)
 
 
 def test_a_budget_larger_than_memory_is_refused_before_anything_is_allocated(open_llama):

@@ -75,7 +75,7 @@ std::vector<int64_t> starts_of(const llama_restkv_segments & segments) {
 // forward, and then spread from the last layer back, which never reaches backward.
 void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
         const int32_t * n_keep, const int32_t * keep, const int32_t * shift) {
-    const auto next = pool.layout(n_keep);
+    auto next = pool.layout(n_keep);
 
     struct job {
         size_t i;
@@ -171,6 +171,6 @@ void llama_restkv_compact_layers(llama_context * ctx, llama_restkv_pool & pool,
         }
     }
     run.compute();
-    pool.set_layout(std::vector<llama_restkv_segments>(next));
+    pool.set_layout(std::move(next));
     pool.n_normed = normed ? *std::max_element(n_keep, n_keep + pool.n_cols) : 0;
 }

@@ -1,5 +1,6 @@
 #include "llama-restkv-run.h"
 
+#include "llama-restkv-op.h"
 #include "llama-restkv-pool.h"
 
 #include "llama-context.h"
@@ -23,11 +24,13 @@ uint32_t llama_context::restkv_graph_nodes() const {
 static const size_t n_nodes_tiny = 2;
 
 llama_restkv_run::llama_restkv_run(llama_context * lctx, size_t max_nodes) : lctx(lctx) {
+    // inputs and leaves come on top of the nodes
+    const size_t size = 2*max_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(2*max_nodes, false)
+                      + 2*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes_tiny, false);
+    nodes.reset(new uint8_t[size]); // ggml ends the process where it gets none itself
     ggml_init_params params = {
-        // inputs and leaves come on top of the nodes
-        /*.mem_size   =*/ 2*max_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(2*max_nodes, false)
-                          + 2*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes_tiny, false),
-        /*.mem_buffer =*/ nullptr,
+        /*.mem_size   =*/ size,
+        /*.mem_buffer =*/ nodes.get(),
         /*.no_alloc   =*/ true,
     };
     ctx_ggml.reset(ggml_init(params));
@@ -82,11 +85,19 @@ void llama_restkv_run::compute() {
         }
     }
 
-    const auto status = lctx->graph_compute(gf, true);
+    const uint64_t n_lacking = restkv_n_lacking;
+    auto status = GGML_STATUS_ALLOC_FAILED;
+    try {
+        status = lctx->graph_compute(gf, true);
+    } catch (const std::bad_alloc &) {
+    }
     lctx->synchronize();
 
     if (status == GGML_STATUS_ABORTED) {
         throw llama_restkv_error(LLAMA_RESTKV_ABORTED, "stopped by llama_restkv_abort()");
+    }
+    if (status == GGML_STATUS_ALLOC_FAILED || restkv_n_lacking != n_lacking) {
+        throw llama_restkv_error(LLAMA_RESTKV_FAILED, "no memory left in the middle of a graph of scoring or compaction");
     }
     if (status != GGML_STATUS_SUCCESS) {
         throw llama_restkv_error(LLAMA_RESTKV_FAILED, "the backend could not compute a graph of scoring or compaction");

@@ -8,6 +8,7 @@
 #include "ggml-cpp.h"
 
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -39,9 +40,10 @@ public:
 private:
     void forget_plan();
 
-    llama_context *  lctx;
-    ggml_context_ptr ctx_ggml;
-    ggml_cgraph *    gf;
+    llama_context *            lctx;
+    std::unique_ptr<uint8_t[]> nodes;
+    ggml_context_ptr           ctx_ggml;
+    ggml_cgraph *              gf;
 
     std::vector<std::pair<ggml_tensor *, const void *>> inputs;
     std::vector<std::pair<ggml_tensor *, void *>>       outputs;

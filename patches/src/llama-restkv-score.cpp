@@ -1,6 +1,7 @@
 // Contractions over the observed queries as ggml graphs.
 
 #include "llama-restkv-score.h"
+#include "llama-restkv-op.h"
 #include "llama-restkv-run.h"
 #include "llama-restkv-score-cpu.h"
 
@@ -256,7 +257,7 @@ ggml_tensor * drift(ggml_context * ctx, llama_restkv_run & run, const llama_rest
     if (on_host(layer)) {
         ggml_tensor * pos = run.input(GGML_TYPE_F32, positions, win.n_used, layer.n_head_kv);
         ggml_tensor * srcs[] = { attn, pos };
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, win.n_window, layer.n_head, 1, 1, srcs, 2, drift_cpu, GGML_N_TASKS_MAX, &args);
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, win.n_window, layer.n_head, 1, 1, srcs, 2, restkv_counted<drift_cpu>, GGML_N_TASKS_MAX, &args);
     }
 
     // slots that hold nothing, at position -1, rank below rows without attention

@@ -3,7 +3,7 @@
 // Operations of our own on a CPU, compiled for vectors of several widths: a compiler takes a vector that is wider than the
 // CPU's apart in memory, and one that is narrower leaves the CPU half idle.
 
-#include "ggml.h"
+#include "llama-restkv-op.h"
 
 #ifdef _MSC_VER
 #define RESTKV_INLINE __forceinline
@@ -36,11 +36,11 @@ template <typename op>
 ggml_custom_op_t restkv_widest() {
 #ifdef RESTKV_WIDER
     if (__builtin_cpu_supports("avx512f")) {
-        return restkv_vectors::run_16<op>;
+        return restkv_counted<restkv_vectors::run_16<op>>;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        return restkv_vectors::run_8<op>;
+        return restkv_counted<restkv_vectors::run_8<op>>;
     }
 #endif
-    return restkv_vectors::run_4<op>;
+    return restkv_counted<restkv_vectors::run_4<op>>;
 }

@@ -44,9 +44,21 @@ int32_t guarded(const std::function<int32_t()> & fn) {
     } catch (const llama_restkv_error & err) {
         last_error = err.what();
         return err.status;
+    } catch (const std::bad_alloc &) {
+        last_error = "no memory left";
+        return LLAMA_RESTKV_NO_MEMORY;
     } catch (const std::exception & err) {
         last_error = err.what();
         return LLAMA_RESTKV_FAILED;
+    }
+}
+
+// Rows and cells change together: without memory in between, nobody knows what the cache holds.
+void changing(const std::function<void()> & fn) {
+    try {
+        fn();
+    } catch (const std::bad_alloc &) {
+        throw llama_restkv_error(LLAMA_RESTKV_FAILED, "no memory left in the middle of a change of the cache");
     }
 }
 
@@ -434,7 +446,7 @@ int32_t llama_restkv_compact(llama_context * ctx, const int32_t * n_keep, const 
             throw;
         }
         held = false;
-        kv.restkv_rewrite_cells(n_most, pos);
+        changing([&] { kv.restkv_rewrite_cells(n_most, pos); });
         pool.forget_queries(); // their slots, and with shift their rotation, are those of before
         return LLAMA_RESTKV_OK;
     });
@@ -480,8 +492,10 @@ int32_t llama_restkv_state_set(llama_context * ctx, const void * data, int64_t s
         auto & pool = *kv.get_restkv();
         const auto head = llama_restkv_state_check(pool, data, size);
         ctx->synchronize();
-        llama_restkv_state_read(pool, data);
-        kv.restkv_rewrite_cells(head.n_used, head.pos);
+        changing([&] {
+            llama_restkv_state_read(pool, data);
+            kv.restkv_rewrite_cells(head.n_used, head.pos);
+        });
         ctx->restkv_reset_graphs();
         return LLAMA_RESTKV_OK;
     });

@@ -30,7 +30,7 @@ enum llama_restkv_status {
     LLAMA_RESTKV_UNSUPPORTED = -2, // nothing was changed
     LLAMA_RESTKV_FAILED      = -3, // compute failed: clear the cache before going on
     LLAMA_RESTKV_ABORTED     = -4, // llama_restkv_abort() was called; nothing was changed
-    LLAMA_RESTKV_NO_MEMORY   = -5, // a device has no room for a graph of ours; nothing was changed
+    LLAMA_RESTKV_NO_MEMORY   = -5, // on a device or the host; nothing was changed
 };
 
 enum llama_restkv_bytes_kind {

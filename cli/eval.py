@@ -334,6 +334,11 @@ def evaluate(
                 f"{log} has {len(kept.records):,} score{'' if len(kept.records) == 1 else 's'}; the others are added",
                 style="dim",
             )
+        if kept.commits and run["commit"]:
+            print_note(
+                f"note: {log} has scores by commit {', '.join(kept.commits)}; this is {run['commit']}. If answers or"
+                " metrics changed in between, name another log"
+            )
         try:
             with show_progress() as (update, say_failure):
                 result = run_eval(

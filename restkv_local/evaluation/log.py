@@ -171,6 +171,8 @@ class EvalLog:
         Everything that was measured, by item and cell.
     was_cut : bool
         Whether a line that was not whole was dropped.
+    commits : list of str
+        Other states of the code that its scores are of, so far as runs know theirs.
 
     Raises
     ------
@@ -186,6 +188,9 @@ class EvalLog:
         self.path = path
         self.was_cut = self._file.was_cut
         self.records = {line.key: line for line in self._file.lines if isinstance(line, Record)}
+        runs = [line for line in self._file.lines if isinstance(line, dict)]
+        commits = {line.get("commit") for line in runs} - {None, run.get("commit")}
+        self.commits = sorted(map(str, commits))
         self._hashes: dict[Item, set[str]] = {}
         for item, _ in self.records:
             self._hashes.setdefault(_unhashed(item), set()).add(item.prompt_hash)

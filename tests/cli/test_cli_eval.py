@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 from restkv_local.cli.main import main
@@ -74,6 +75,15 @@ def test_the_same_command_measures_nothing_and_prints_the_same(evaluate, tmp_pat
     assert again.out == first.out
     assert again.err == "a.jsonl has 2 scores; the others are added\n"
     assert (tmp_path / "a.jsonl").read_bytes() == kept
+
+
+@pytest.mark.native
+def test_scores_of_another_commit_are_told(evaluate, monkeypatch):
+    for commit in ("1234567", "89abcde"):
+        monkeypatch.setattr("restkv_local.evaluation.metadata.find_commit", partial(str, commit))
+        result = evaluate("--task", "niah", "--policy", "restkv", "--log", "a.jsonl")
+        assert result.code == 0
+    assert "a.jsonl has scores by commit 1234567; this is 89abcde. If answers" in result.err
 
 
 @pytest.mark.native

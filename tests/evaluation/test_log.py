@@ -50,6 +50,14 @@ def test_a_run_that_adds_nothing_leaves_no_line(path):
     assert path.read_bytes() == before
 
 
+def test_other_states_of_the_code_are_known(path):
+    write(path, make_record(id="1"), run={"commit": "b"})
+    write(path, make_record(id="2"), run={"commit": "a"})
+    write(path, make_record(id="3"), run={"commit": None})
+    assert EvalLog(path, CONDITIONS, {"commit": "c"}).commits == ["a", "b"]
+    assert EvalLog(path, CONDITIONS, {"commit": "a"}).commits == ["b"]
+
+
 def test_items_and_cells_that_differ_anywhere_are_different(path):
     record = make_record()
     changes = {"task": "t", "family": "f", "id": "9", "length": 9, "seed": 9, "question": "unknown"}

@@ -141,12 +141,12 @@ def test_what_cannot_be_done_is_one_line_and_ends_with_1(evaluate):
     assert "| restkv | cake | 25% |" in result.out
     first, second = result.err.splitlines()
     assert first.startswith("error: h2o cake bounded 25%: allocation='cake' splits by attention")
-    assert second.startswith("error: lambada at 400 tokens: lambada reads local data")
+    assert second.startswith("error: lambada at 400 tokens: reads local data")
 
 
 @pytest.mark.native
 def test_nothing_done_prints_no_table(evaluate):
-    assert "lambada reads local data" in only_error(evaluate("--task", "lambada"))
+    assert "lambada at 400 tokens: reads local data" in only_error(evaluate("--task", "lambada"))
 
 
 @pytest.mark.native
@@ -201,7 +201,7 @@ def test_a_terminal_shows_a_bar_and_errors_above_it(model, tmp_path):
         dimensions=(40, 160),
         timeout=60,
     ) as child:
-        child.expect("error: lambada at 400 tokens: lambada reads local data")
+        child.expect("error: lambada at 400 tokens: reads local data")
         child.expect(r"niah at 400 tokens .*[0-2]/2 ETA")
         child.expect(r"\| full \| - ")
         child.expect(pexpect.EOF)

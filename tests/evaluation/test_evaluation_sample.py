@@ -243,19 +243,19 @@ def test_missing_data_says_where_to_put_it(tmp_path):
     with pytest.raises(InputError) as error:
         next(TASKS["longbench-qasper"].make(Request(count=count)))
     assert str(error.value).startswith(
-        "longbench-qasper reads local data: give the folder that holds longbench/qasper.jsonl, one JSON object"
+        "reads local data: give --data, the folder that holds longbench/qasper.jsonl, one JSON object"
     )
     with pytest.raises(InputError) as error:
         next(TASKS["lambada"].make(Request(count=count, data=tmp_path)))
     assert str(error.value) == (
-        f"lambada found no {tmp_path / 'lambada' / 'test.jsonl'}; put it there: one JSON object a line with text, a"
+        f"found no {tmp_path / 'lambada' / 'test.jsonl'}; put it there: one JSON object a line with text, a"
         " passage whose last word is asked for"
     )
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if "jsonl" in task.needs])
 def test_every_task_of_files_says_what_it_needs(name):
-    with pytest.raises(InputError, match=f"{name} reads local data: give the folder that holds "):
+    with pytest.raises(InputError, match="reads local data: give --data, the folder that holds "):
         next(TASKS[name].make(Request(count=count)))
 
 

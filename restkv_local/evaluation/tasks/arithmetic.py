@@ -27,8 +27,8 @@ def make_samples(request: Request) -> Iterator[Sample]:
         If a file is missing or a line is no problem.
     """
     fields = {"question": str, "answer": str}
-    train = request.find_file(_NAME, "gsm8k/train.jsonl", _HOLDS)
-    test = request.find_file(_NAME, "gsm8k/test.jsonl", _HOLDS)
+    train = request.find_file("gsm8k/train.jsonl", _HOLDS)
+    test = request.find_file("gsm8k/test.jsonl", _HOLDS)
     shots = [_ask(each["question"]) + f" {each['answer']}" for each in read_jsonl(train, fields)]
     for number, problem in request.choose(lambda: read_jsonl(test, fields), _NAME):
         question = _ask(problem["question"])

@@ -110,7 +110,7 @@ class Request:
             if i in drawn:
                 yield i + 1, item
 
-    def find_file(self, task: str, path: str, holds: str) -> Path:
+    def find_file(self, path: str, holds: str) -> Path:
         """Return the file of the data folder that a task reads.
 
         Raises
@@ -119,10 +119,12 @@ class Request:
             If there is no folder or no such file: where it must lie and what it must hold.
         """
         if self.data is None:
-            raise InputError(f"{task} reads local data: give the folder that holds {path}, {holds}")
+            raise InputError(
+                f"reads local data: give --data, the folder that holds {path}, {holds}"
+            )
         file = self.data / path
         if not os.path.isfile(file):
-            raise InputError(f"{task} found no {file}; put it there: {holds}")
+            raise InputError(f"found no {file}; put it there: {holds}")
         return file
 
     def cut(self, sample: Sample) -> Sample:

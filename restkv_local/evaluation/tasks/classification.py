@@ -40,8 +40,8 @@ def make_samples(request: Request) -> Iterator[Sample]:
     InputError
         If a file is missing or a line is no such pair.
     """
-    train = request.find_file(_NAME, "anli/train.jsonl", _HOLDS)
-    test = request.find_file(_NAME, "anli/test.jsonl", _HOLDS)
+    train = request.find_file("anli/train.jsonl", _HOLDS)
+    test = request.find_file("anli/test.jsonl", _HOLDS)
     shots = [f"{question} {answer}" for question, answer in _read(train)]
     for number, (question, answer) in request.choose(lambda: _read(test), _NAME):
         yield Sample(

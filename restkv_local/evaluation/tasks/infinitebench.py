@@ -141,7 +141,7 @@ def make_samples(name: str, request: Request) -> Iterator[Sample]:
     .. [1] Zhang et al., "∞Bench: Extending Long Context Evaluation Beyond 100K Tokens", 2024, arXiv:2402.13718.
     """
     task, dataset = f"infinitebench-{name}", _DATASETS[name]
-    file = request.find_file(task, f"infinitebench/{name}.jsonl", _FIELDS)
+    file = request.find_file(f"infinitebench/{name}.jsonl", _FIELDS)
     fields: dict[str, Kind] = {"context": str, "input": str, "answer": (str, int, float, list)}
     for number, record in request.choose(lambda: read_jsonl(file, fields), task):
         sample = _make_sample(task, dataset, record, f"{file}: sample {number}", number, request)

@@ -27,7 +27,7 @@ def make_samples(request: Request) -> Iterator[Sample]:
     InputError
         If the file is missing, a passage has fewer than two words, or a length does not hold its last sentence.
     """
-    file = request.find_file(_NAME, "lambada/test.jsonl", _HOLDS)
+    file = request.find_file("lambada/test.jsonl", _HOLDS)
     for number, record in request.choose(lambda: read_jsonl(file, {"text": str}), _NAME):
         passage, _, word = record["text"].rstrip().rpartition(" ")
         if not passage:

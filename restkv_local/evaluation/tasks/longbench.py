@@ -216,7 +216,7 @@ def make_samples(name: str, request: Request) -> Iterator[Sample]:
        arXiv:2308.14508.
     """
     task, dataset = f"longbench-{name}", _DATASETS[name]
-    file = request.find_file(task, f"longbench/{name}.jsonl", _FIELDS)
+    file = request.find_file(f"longbench/{name}.jsonl", _FIELDS)
     fields: dict[str, Kind] = {
         "input": str,
         "context": str,

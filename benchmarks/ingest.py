@@ -23,6 +23,7 @@ from restkv_local.allocators.registry import ALLOCATORS
 from restkv_local.evaluation.answering import write_answer
 from restkv_local.markdown import write_table
 from restkv_local.policies.registry import POLICIES
+from restkv_local.version import find_commit
 
 KEY = ("task", "tokens", "seed", "policy", "allocation", "budget")
 
@@ -54,7 +55,7 @@ def measure(llama: Llama, task: str, n_tokens: int, seed: int) -> dict[str, Any]
 
 def run(options: argparse.Namespace) -> None:
     """Fill in what the log lacks."""
-    log = Log(options.json)
+    log = Log(options.json, commit=find_commit())
     done = {tuple(row[key] for key in KEY) for row in log.rows()}
     for policy in options.policy:
         for budget in options.budget:

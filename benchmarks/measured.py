@@ -14,10 +14,19 @@ Row = dict[str, Any]
 
 
 class Log:
-    """Samples in memory, and in a file where one is given; a last line that was cut is measured again."""
+    """Samples in memory, and in a file where one is given; a last line that was cut is measured again.
 
-    def __init__(self, path: Path | None) -> None:
+    Parameters
+    ----------
+    path : Path or None
+        The file; one that exists is continued.
+    **about
+        What is said of each sample that is added: the commit.
+    """
+
+    def __init__(self, path: Path | None, **about: Any) -> None:
         self._path = path
+        self._about = about
         data = path.read_bytes() if path and path.exists() else b""
         whole, end, rest = data.rpartition(b"\n")
         self._rows: list[Row] = [json.loads(line) for line in whole.splitlines()]
@@ -33,6 +42,7 @@ class Log:
 
     def add(self, row: Row) -> None:
         """Keep one sample, on disk before anything else happens."""
+        row = row | self._about
         self._rows.append(row)
         if self._path:
             with self._path.open("ab") as file:

@@ -26,6 +26,7 @@ from restkv_local.evaluation.tasks.niah import THINGS
 from restkv_local.markdown import write_table
 from restkv_local.pictures import open_figure, save_figure
 from restkv_local.sequence import Progress
+from restkv_local.version import find_commit
 
 N_PACE = 8192  # tokens
 
@@ -166,7 +167,7 @@ def main() -> None:
                 cells.append((f"{policy} {budget}", {"policy": policy, "budget": budget, **extra}))
 
     seeds = range(options.seed, options.seed + options.samples)
-    log = Log(options.json)
+    log = Log(options.json, commit=find_commit())
     measured = []
     for name, settings in cells:
         cell = {"cell": name, "tokens": options.tokens, "set": extra}

@@ -128,7 +128,7 @@ def measure(job: Row) -> Row:
 
 def run(options: argparse.Namespace) -> None:
     """Fill in what the log lacks."""
-    log = Log(options.json)
+    log = Log(options.json, commit=find_commit(), threads=options.threads)
     columns = choose_caches(references=["full", "tiles"], budgets=options.budget)
     for depth in options.depth:
         for cache in columns:
@@ -144,11 +144,7 @@ def run(options: argparse.Namespace) -> None:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            log.add(
-                key
-                | {"commit": find_commit(), "threads": options.threads}
-                | json.loads(done.stdout)
-            )
+            log.add(key | json.loads(done.stdout))
 
 
 def table(rows: list[Row]) -> str:

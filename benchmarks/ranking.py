@@ -41,6 +41,7 @@ from restkv_local.markdown import write_table
 from restkv_local.policies.base import Policy
 from restkv_local.policies.registry import POLICIES, make_policy
 from restkv_local.sequence import Snapshot
+from restkv_local.version import find_commit
 
 SHARES = (0.05, 0.10, 0.25, 0.50)
 N_ANSWER = 24  # tokens: a sentence with a seven-digit number
@@ -131,7 +132,7 @@ def cells(policies: list[str], allocations: list[str]) -> Iterator[tuple[str, st
 
 def run(options: argparse.Namespace) -> None:
     """Fill in what the log lacks."""
-    log = Log(options.json)
+    log = Log(options.json, commit=find_commit())
     done = {tuple(row[key] for key in KEY) for row in log.rows()}
     policies = options.policy or [name for name in POLICIES if POLICIES[name].evicts]
     window = "" if options.n_obs == DEFAULTS.n_obs else f", window {options.n_obs}"

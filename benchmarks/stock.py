@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     model = Path(resolve_model(options.model))
     with Llama(str(model), budget=64) as llama:
         text = tokenize_text(llama.native, max(options.depth) + max(N_PROMPT, N_GEN))
-    log = Log(options.json)
+    log = Log(options.json, commit=find_commit(), threads=options.threads)
     for repetition in range(options.repetitions):
         for depth in options.depth:
             for cache in options.cache or GGML_TYPES:
@@ -123,9 +123,8 @@ def run(options: argparse.Namespace) -> None:
                         if side == "stock"
                         else run_ours(model, cache, depth, options.threads)
                     )
-                    row = key | row | {"threads": options.threads, "commit": find_commit()}
-                    print(row, file=sys.stderr)
-                    log.add(row)
+                    print(key | row, file=sys.stderr)
+                    log.add(key | row)
 
 
 def table(rows: list[Row]) -> str:

@@ -22,6 +22,7 @@ from needle import make_prompt
 from restkv_local import ChatSession, Llama
 from restkv_local.evaluation.prose import write_paragraphs
 from restkv_local.markdown import write_table
+from restkv_local.version import find_commit
 
 N_TEXT = 1200  # tokens of the text with the fact
 # No two alike: a small model then repeats the pattern, with nothing evicted too.
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("talk.jsonl"))
     parser.add_argument("--table", type=Path, help="print the table of this log")
     options = parser.parse_args()
-    log = Log(options.table or options.json)
+    log = Log(options.table or options.json, commit=find_commit())
     if not options.table:
         for name in options.cache or CACHES:
             with Llama(

@@ -36,6 +36,7 @@ from restkv_local import Llama
 from restkv_local.chat.ask import Mode
 from restkv_local.markdown import write_table
 from restkv_local.pictures import open_figure, save_figure
+from restkv_local.version import find_commit
 
 NEEDLES = {"needle": 1, "multikey": 4}
 CACHES = {  # what is asked for: settings by name of the method
@@ -90,7 +91,7 @@ def answer(llama: Llama, prompt: Row, mode: Mode) -> str:
 def run(options: argparse.Namespace) -> None:
     """Answer every prompt with every cache and share of rows."""
     prompts = read_prompts(options.folder)
-    log = Log(options.folder / "restkv.jsonl")
+    log = Log(options.folder / "restkv.jsonl", commit=find_commit())
     for known in options.question or CACHES:
         whole = known == "read" and not options.no_full
         cells = [("full", 1.0, {"policy": "full"})] if whole else []
@@ -128,7 +129,7 @@ def read_pieces(llama: Llama, prompt: Row) -> str:
 
 def run_pieces(options: argparse.Namespace) -> None:
     """Read every prompt in pieces, and by `restkv` with every share of rows, one after the other."""
-    log = Log(options.folder / "pieces.jsonl")
+    log = Log(options.folder / "pieces.jsonl", commit=find_commit())
     for prompt in read_prompts(options.folder):
         key = {name: prompt[name] for name in ("task", "seed")}
         with Llama(options.model, n_threads=options.threads) as llama:

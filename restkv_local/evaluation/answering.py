@@ -37,6 +37,10 @@ class Asking:
         """Return the cells that differ here: all."""
         return list(cells)
 
+    def is_whole(self, record: Record) -> bool:
+        """Tell whether it has all: it always has."""
+        return True
+
     def measure(
         self, reader: Reader, cells: Sequence[Cell], on_failure: OnFailure
     ) -> Iterator[Record]:

@@ -18,7 +18,11 @@ NOISE: Final = (
 )
 
 _RULE: Final = re.compile(r"^[ |+*=\-^~\"'#.:]{4,}$\n?", re.MULTILINE)
-_SENTENCE_END: Final = re.compile(r"[.!?][\"')\]]*\s+")
+_SENTENCE_END: Final = re.compile(r"[.!?][\"')\]]*\s+|[。！？]+[」』”’）]*\s*")
+_SPACE: Final = re.compile(r"\s+")
+# Characters: a text whose sentences, or words, are longer than that on average has none to speak of.
+_LONG: Final = 1000
+_STEP: Final = 100
 
 
 class Haystack:
@@ -36,7 +40,9 @@ class Haystack:
             parts.append(next(self._pieces))
             n += len(parts[-1])
         self._text = "".join(parts)
-        end = max(self._text.rfind(space, 0, n_chars + 1) for space in " \n")
+        # A text without spaces has one where it begins anew alone.
+        least = max(0, n_chars - _STEP)
+        end = max(self._text.rfind(space, least, n_chars + 1) for space in " \n")
         return self._text[: end if end > 0 else n_chars]
 
 
@@ -93,7 +99,24 @@ def shipped_topics() -> dict[str, str]:
 
 def find_sentence_starts(text: str) -> list[int]:
     """Return the offsets at which sentences begin, 0 first."""
-    return [0, *(match.end() for match in _SENTENCE_END.finditer(text) if match.end() < len(text))]
+    return _find_starts(_SENTENCE_END, text)
+
+
+def find_breaks(text: str) -> list[int]:
+    """Return the offsets at which something may be put in, 0 first.
+
+    Where sentences begin; of a text that has hardly any, words; of one that has none either, every hundredth
+    character. Else all that is hidden in a table or in verse would stand at its beginning.
+    """
+    for separator in (_SENTENCE_END, _SPACE):
+        starts = _find_starts(separator, text)
+        if len(starts) * _LONG >= len(text):
+            return starts
+    return list(range(0, len(text), _STEP))
+
+
+def _find_starts(separator: re.Pattern[str], text: str) -> list[int]:
+    return [0, *(match.end() for match in separator.finditer(text) if match.end() < len(text))]
 
 
 def split_sentences(text: str) -> list[str]:

@@ -33,6 +33,10 @@ class Continuation:
         """Return the cells that differ here: all."""
         return list(cells)
 
+    def is_whole(self, record: Record) -> bool:
+        """Tell whether it was compared with the full cache: where that could not be had, it may be now."""
+        return "kl" in record.scores
+
     def measure(
         self, reader: Reader, cells: Sequence[Cell], on_failure: OnFailure
     ) -> Iterator[Record]:
@@ -125,12 +129,12 @@ def predict_strides(
         encode, file=file, n_read=length, n_scored=n_scored, stride=stride, n=n, bos=native.bos
     )
     for piece in pieces:
-        yield Continuation(make_item(NAME, piece, length, seed), piece)
+        yield Continuation(make_item(NAME, piece, length, seed, stride), piece)
 
 
-def make_item(task: str, piece: Stride, length: int, seed: int) -> Item:
-    """Return what a piece of running text is called in the log."""
-    tokens = np.array([*piece.read, *piece.scored], np.int32)
+def make_item(task: str, piece: Stride, length: int, seed: int, stride: int | None = None) -> Item:
+    """Return what a piece of running text is called in the log, where pieces of several strides are not to mix."""
+    tokens = np.array([*piece.read, *piece.scored, *filter(None, [stride])], np.int32)
     return Item(
         task=task,
         family=task,

@@ -206,8 +206,8 @@ class EvalLog:
         if item.prompt_hash not in self._hashes.get(_unhashed(item), {item.prompt_hash}):
             raise InputError(
                 f"{show_path(self.path)} has scores of {item.task} {item.id} with another prompt (of needles -n decides"
-                " the depths), other references or another rule of scoring, or by a version that did not tell these"
-                " apart: they cannot be compared; name another log"
+                " the depths), another --stride, other references or another rule of scoring, or by a version that did"
+                " not tell these apart: they cannot be compared; name another log"
             )
 
     def add(self, record: Record) -> None:
@@ -264,10 +264,11 @@ def read_log(path: Path) -> LogContent:
     """
     content = read_lines(path, _KIND)
     runs = [line for line in content.lines if isinstance(line, dict)]
-    records = [line for line in content.lines if isinstance(line, Record)]
+    # One that was measured again counts as it was then.
+    records = {line.key: line for line in content.lines if isinstance(line, Record)}
     found = _find_codes(content.lines)
     codes = {rule: sorted(filter(None, each)) for rule, each in found.items() if any(each)}
-    return LogContent(content.conditions, runs, records, codes, content.was_cut)
+    return LogContent(content.conditions, runs, list(records.values()), codes, content.was_cut)
 
 
 def _parse(line: Any) -> Record | dict[str, Any]:

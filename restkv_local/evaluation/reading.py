@@ -127,8 +127,17 @@ class Reader:
             Seconds of its reading, without a full prefill's eviction. Cells that share one have the same.
         """
         for group in group_cells(cells, can_share=self._can_share(passage)):
+            rows: dict[Cell, int] = {}
+            if len(group) > 1:
+                for cell in group:
+                    try:
+                        rows[cell] = self.rows(cell, passage)
+                    except RestKVError as error:
+                        on_failure(cell, error)
+                group = list(rows)
+                if not group:
+                    continue
             try:
-                rows = {cell: self.rows(cell, passage) for cell in group} if len(group) > 1 else {}
                 start = time.perf_counter()
                 engine = self.read(group, passage)
                 read_s = time.perf_counter() - start
@@ -146,7 +155,6 @@ class Reader:
                         engine.use(
                             policy=cell.policy, allocation=cell.allocation, budget=rows[cell]
                         )
-                        check_rows(engine)
                     if cell.evicts and cell.is_whole and engine.rows.mean > engine.budget:
                         engine.evict()
                     outcome = judge(cell, engine, logits)
@@ -202,15 +210,19 @@ class Reader:
         Raises
         ------
         ConfigError
-            If it is in bytes: those pay for chunk and guide, too.
+            If it is in bytes, which pay for chunk and guide, too, or does not hold what must stay.
         """
         spec = parse_budget(cell.budget)
         if spec.kind == "bytes":
             raise ConfigError(
                 f"{cell.budget} pays for a whole cache, and here are only plans; give rows or a percentage"
             )
-        n_least = least_budget(self.config(cell), passage.n_pinned) if cell.evicts else 1
-        return resolve_budget(spec, 0, 0, len(passage.tokens), n_least=n_least)
+        config = self.config(cell)
+        n_least = least_budget(config, passage.n_pinned) if cell.evicts else 1
+        rows = resolve_budget(spec, 0, 0, len(passage.tokens), n_least=n_least)
+        if cell.evicts:
+            check_budget(rows, config, passage.n_pinned)
+        return rows
 
 
 def group_cells(cells: Sequence[Cell], *, can_share: bool = True) -> list[list[Cell]]:
@@ -230,15 +242,3 @@ def group_cells(cells: Sequence[Cell], *, can_share: bool = True) -> list[list[C
         sorted_groups[0][1][:0] = whole
         whole = []
     return [[cell] for cell in whole] + [group for _, group in sorted_groups]
-
-
-def check_rows(engine: Engine) -> None:
-    """Refuse rows that do not hold what must stay, as ``Engine.open`` does.
-
-    Raises
-    ------
-    ConfigError
-        If they do not.
-    """
-    if engine.policy.evicts:
-        check_budget(engine.budget, engine.config, engine.n_pinned)

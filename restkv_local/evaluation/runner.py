@@ -49,6 +49,9 @@ class Measurement(Protocol):
     def cells(self, cells: Sequence[Cell]) -> list[Cell]:
         """Return the cells that differ for it."""
 
+    def is_whole(self, record: Record) -> bool:
+        """Tell whether a record of it has all that there is to measure."""
+
     def measure(
         self, reader: Reader, cells: Sequence[Cell], on_failure: OnFailure
     ) -> Iterator[Record]:
@@ -140,6 +143,7 @@ class EvalResult:
 class _Job:
     name: str
     n_expected: int
+    seeds: Sequence[int]
     measurements: Callable[[], Iterator[Measurement]]
 
 
@@ -231,6 +235,8 @@ class _Run:
         self._on_failure = on_failure
         self._progress = EvalProgress()
         self._first_seeds: dict[Item, int] = {}
+        for item, _ in log.records:
+            self._first_seed(item)
         self.result = EvalResult()
 
     def measure(self, plan: EvalPlan) -> None:
@@ -242,12 +248,26 @@ class _Run:
             n_before = progress.done
             progress.text = job.name
             self._on_progress(progress)
+            asked_by: set[int] = set()
+            n_new = 0
             for measurement in self._guard(job.name, job.measurements()):
-                if self._was_asked(measurement.item):
+                first = self._first_seed(measurement.item)
+                # Counted again it would make intervals narrower than they are.
+                if first != measurement.item.seed:
+                    asked_by.add(first)
                     continue
+                n_new += 1
                 wanted = measurement.cells(cells)
                 progress.done += len(cells) - len(wanted)
                 self._measure_item(job.name, measurement, wanted)
+            if n_new == 0 and asked_by.difference(job.seeds):
+                seeds = ", ".join(map(str, sorted(asked_by)))
+                self._fail(
+                    job.name,
+                    ConfigError(
+                        f"the log has the same samples by --seed {seeds}; name that, or another log"
+                    ),
+                )
             # Now it is known how many there were.
             progress.total += progress.done - n_before - job.n_expected * len(cells)
         self._on_progress(progress)
@@ -260,10 +280,9 @@ class _Run:
             return False
         return True
 
-    def _was_asked(self, item: Item) -> bool:
-        """Whether another seed drew the same: counted again it would make intervals narrower than they are."""
-        question = replace(item, seed=0, id="")
-        return self._first_seeds.setdefault(question, item.seed) != item.seed
+    def _first_seed(self, item: Item) -> int:
+        """Return the seed that drew the same sample first, this run or the log's."""
+        return self._first_seeds.setdefault(replace(item, seed=0, id=""), item.seed)
 
     def _measure_item(self, name: str, measurement: Measurement, cells: Sequence[Cell]) -> None:
         """Measure one item in the cells that the log lacks."""
@@ -272,7 +291,12 @@ class _Run:
         self._log.check(measurement.item)
         progress = self._progress
         known = self._log.records
-        missing = [cell for cell in cells if (measurement.item, cell) not in known]
+        missing = [
+            cell
+            for cell in cells
+            if (record := known.get((measurement.item, cell))) is None
+            or not measurement.is_whole(record)
+        ]
         n_known = len(cells) - len(missing)
         progress.n_known += n_known
         progress.done += n_known
@@ -315,7 +339,7 @@ def _jobs(reader: Reader, plan: EvalPlan) -> Iterator[_Job]:
             for task in dict.fromkeys(tasks):
                 n = plan.n if plan.n is not None else 0 if task.needs else N_SAMPLES
                 ask = partial(ask_samples, task, request, framing, plan.question, reader)
-                yield _Job(f"{task.name}{_say(length)}", n, ask)
+                yield _Job(f"{task.name}{_say(length)}", n, plan.seeds, ask)
         yield from _text_jobs(reader, plan, length)
 
 
@@ -328,6 +352,7 @@ def _text_jobs(reader: Reader, plan: EvalPlan, length: int | None) -> Iterator[_
         yield _Job(
             f"{likelihood.NAME}{_say(length)}",
             n,
+            plan.seeds[:1],
             lambda: likelihood.predict_strides(
                 reader, **text, n_scored=plan.n_scored, stride=plan.stride
             ),
@@ -336,6 +361,7 @@ def _text_jobs(reader: Reader, plan: EvalPlan, length: int | None) -> Iterator[_
         yield _Job(
             f"{reconstruction.NAME}{_say(length)}",
             n,
+            plan.seeds[:1],
             lambda: reconstruction.plan_strides(reader, **text),
         )
 

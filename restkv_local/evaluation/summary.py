@@ -14,6 +14,9 @@ from restkv_local.evaluation.log import Record
 from restkv_local.evaluation.metrics.registry import METRICS
 
 _Z: Final = 1.96  # 95 %, two-sided
+# Student's for as many degrees of freedom, from 1 on; beyond, its expansion in their inverse (Abramowitz and
+# Stegun 26.7.5) is right to 0.001.
+_T: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,23 @@ def wilson(share: float, n: int, most: float = 1.0) -> Mean:
 
 
 def normal_mean(values: Sequence[float]) -> Mean:
-    """Average values without bounds; the interval is 1.96 standard errors to both sides, none for one value."""
-    mean = statistics.fmean(values)
-    half = _Z * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return Mean(mean, mean - half, mean + half, len(values))
+    """Average values without bounds; the interval is Student's, none for one value."""
+    mean, n = statistics.fmean(values), len(values)
+    half = _student(n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.inf
+    return Mean(mean, mean - half, mean + half, n)
+
+
+def _student(freedom: int) -> float:
+    """Return how many standard errors hold 95 %, two-sided."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    terms = (
+        (_Z**3 + _Z) / 4,
+        (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96,
+        (3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384,
+    )
+    more: float = sum(term / freedom**i for i, term in enumerate(terms, start=1))
+    return _Z + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +162,8 @@ class FamilyMean:
     mean : Mean
         Of the tasks' means; the interval as if all samples were of one task.
     over_tasks, over_seeds : float or None
-        Standard deviation of the tasks' means, and of the seeds' means; None with fewer than two.
+        Standard deviation of the tasks' means, and of the seeds' means over the tasks that every seed has; None with
+        fewer than two.
     """
 
     mean: Mean
@@ -155,25 +172,28 @@ class FamilyMean:
 
 
 def family_mean(records: Sequence[Record]) -> FamilyMean:
-    """Average the main scores of a family, each task counting alike, in percent."""
+    """Average the main scores of a family, each task counting alike; in percent, unless all share another scale."""
     metrics = main_metrics(records)
 
-    def mean_of(found: Sequence[Record]) -> list[float]:
+    def means_of(found: Sequence[Record]) -> dict[str, float]:
         by_task = {
             task: [r.scores[metric] for r in found if r.item.task == task]
             for task, metric in metrics.items()
         }
-        return [statistics.fmean(scores) for scores in by_task.values() if scores]
+        return {task: statistics.fmean(scores) for task, scores in by_task.items() if scores}
 
-    tasks = mean_of(records)
+    scales = {scale_of(metric) for metric in metrics.values()}
+    most = scales.pop() if len(scales) == 1 else 100
+    tasks = list(means_of(records).values())
     seeds = dict.fromkeys(record.item.seed for record in records)
-    by_seed = [
-        statistics.fmean(mean_of([r for r in records if r.item.seed == seed])) for seed in seeds
-    ]
+    by_seed = [means_of([r for r in records if r.item.seed == seed]) for seed in seeds]
+    # A run that was stopped has fewer tasks of its last seed.
+    shared = [task for task in metrics if all(task in means for means in by_seed)]
+    of_seeds = [statistics.fmean(means[task] for task in shared) for means in by_seed if shared]
     return FamilyMean(
-        wilson(statistics.fmean(tasks), len(records), 100),
-        100 * statistics.stdev(tasks) if len(tasks) > 1 else None,
-        100 * statistics.stdev(by_seed) if len(by_seed) > 1 else None,
+        wilson(statistics.fmean(tasks), len(records), most),
+        most * statistics.stdev(tasks) if len(tasks) > 1 else None,
+        most * statistics.stdev(of_seeds) if len(of_seeds) > 1 else None,
     )
 
 

@@ -424,7 +424,10 @@ class NativeContext:
 
         def read() -> tuple[int, str]:
             _log.forget()
-            return self._llama.llama_decode(self._opened, batch), _log.reason()
+            status = self._llama.llama_decode(self._opened, batch)
+            # A GPU may be at work still: what is timed, interrupted or scored then would be something else.
+            self._llama.llama_synchronize(self._opened)
+            return status, _log.reason()
 
         try:
             status, reason = self._run(read)

@@ -105,6 +105,23 @@ def test_a_users_text_becomes_the_haystack(tmp_path, name):
     assert 0.99 * 2048 <= sample.count_tokens(count) <= 2048
 
 
+@pytest.mark.parametrize(
+    "text", ["长城很长。天很蓝。" * 40, "绿水青山" * 90, "one two three " * 60]
+)
+@pytest.mark.parametrize("name", ["niah", "ruler-niah_single_2"])
+def test_needles_stand_at_their_depths_where_no_sentence_ends_in_a_full_stop(tmp_path, name, text):
+    """All of them stood at the beginning, and a text without spaces was cut where it began anew."""
+    path = tmp_path / "own.txt"
+    path.write_text(text, encoding="utf-8")
+    samples = run(name, n=5, haystack=path)
+    places = []
+    for sample in samples:
+        assert 0.97 * 2048 <= sample.count_tokens(count) <= 2048
+        places.append(re.search(r"\d{7}", sample.context).start() / len(sample.context))
+    assert len({round(place, 2) for place in places}) >= 4
+    assert max(places) > 0.4
+
+
 def test_an_unreadable_haystack_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         run("niah", haystack=tmp_path / "none.txt")

@@ -68,19 +68,46 @@ def test_wilsons_interval_is_the_known_one():
 def test_a_single_value_has_no_interval():
     assert normal_mean([2.0]).high == math.inf
     mean = normal_mean([1.0, 3.0])
-    assert (mean.value, mean.high - mean.value) == (
-        2,
-        pytest.approx(1.96 * math.sqrt(2) / math.sqrt(2)),
-    )
+    assert (mean.value, mean.high - mean.value) == (2, pytest.approx(12.706))
+
+
+@pytest.mark.parametrize(
+    ("n", "t"), [(3, 4.303), (11, 2.228), (12, 2.201), (31, 2.042), (121, 1.980)]
+)
+def test_few_values_have_students_interval(n, t):
+    """1.96 standard errors held 82 % at three values."""
+    mean = normal_mean([float(i) for i in range(n)])
+    error = statistics.stdev(range(n)) / math.sqrt(n)
+    assert (mean.high - mean.value) / error == pytest.approx(t, abs=1e-3)
 
 
 def test_every_task_of_a_family_counts_alike():
-    records = [ruler("vt", 1.0), ruler("vt", 0.5, id="1"), ruler("cwe", 0.25, seed=43)]
+    records = [ruler("vt", 1.0), ruler("vt", 0.5, id="1"), ruler("cwe", 0.25)]
     whole = family_mean(records)
     assert whole.mean.value == pytest.approx(100 * (0.75 + 0.25) / 2)
     assert whole.over_tasks == pytest.approx(statistics.stdev([75, 25]))
-    assert whole.over_seeds == pytest.approx(statistics.stdev([75, 25]))
+    assert whole.over_seeds is None
     assert family_mean(records[:1]).over_tasks is None
+
+
+def test_seeds_are_compared_by_the_tasks_that_all_of_them_have():
+    """A seed that was stopped seemed to differ by the tasks that it lacked."""
+    first = [ruler("vt", 0.5), ruler("cwe", 0.25)]
+    assert family_mean([*first, ruler("vt", 0.3, seed=43)]).over_seeds == pytest.approx(
+        statistics.stdev([50, 30])
+    )
+    assert family_mean([first[0], ruler("cwe", 0.25, seed=43)]).over_seeds is None
+
+
+def test_a_spread_is_on_the_scale_of_its_score():
+    """It was in percent beside scores out of 10."""
+    records = [
+        make_record(scores={"rouge_1": score}, seed=seed) for seed, score in ((1, 0.7), (2, 0.9))
+    ]
+    head, rows = table(records)
+    assert head == ["niah", "sd over seeds"]
+    assert rows["restkv"][2].startswith("8.0 (")
+    assert rows["restkv"][3] == "1.4"
 
 
 def test_rows_kept_are_those_of_the_report():
@@ -142,8 +169,8 @@ def predicted(nll, cell=CELL, **fields):
 def test_perplexity_is_that_of_the_mean():
     head, rows = table([predicted(1.0, kl=0.1, same_top=0.5), predicted(3.0, kl=0.3, same_top=0.7)])
     assert head == ["perplexity", "KL to full, nats", "same top token, %"]
-    assert rows["restkv"][2].startswith("7.39 (1.04-52.46)")
-    assert rows["restkv"][3:] == ["0.2000 (0.0040-0.3960)", "60.0 (40.4-79.6)"]
+    assert rows["restkv"][2].startswith("7.39 (0.00-")
+    assert rows["restkv"][3:] == ["0.2000 (-1.0706-1.4706)", "60.0 (-67.1-187.1)"]
     assert table([predicted(1e6)])[1]["restkv"][2:] == ["inf", "-", "-"]
 
 
@@ -170,7 +197,7 @@ def rebuilt(errors, cell=CELL, **fields):
 def test_the_worst_layer_is_named():
     head, rows = table([rebuilt([0.1, 0.3]), rebuilt([0.3, 0.5], id="1")])
     assert head == ["error, mean of layers", "worst layer"]
-    assert rows["restkv"][2:] == ["0.300 (0.104-0.496)", "0.400 in 7"]
+    assert rows["restkv"][2:] == ["0.300 (-0.971-1.571)", "0.400 in 7"]
 
 
 def test_logs_of_equal_conditions_are_one_and_others_stand_apart():

@@ -270,6 +270,20 @@ def test_hotpotqa_keeps_its_documents_together(tmp_path):
         assert ":\nU\nx" in sample.context
 
 
+def test_a_question_whose_documents_are_all_there_are_is_left_out(tmp_path):
+    """The first question alone was looked at; a later one ended in a division by zero."""
+    own = [["T", ["A0."]]]
+    asked = [
+        {"question": "Q0?", "answer": "A0", "context": own},
+        {"question": "Q1?", "answer": "A1", "context": [*own, ["U", ["A1."]]]},
+    ]
+    path = tmp_path / "ruler/hotpotqa.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(asked), encoding="utf-8")
+    samples = run("ruler-qa_2", data=tmp_path, length=300)
+    assert {sample.references for sample in samples} == {("A0",)}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -280,6 +294,15 @@ def test_hotpotqa_keeps_its_documents_together(tmp_path):
             r"squad.json is not of SQuAD's form: KeyError\('context'\)",
         ),
         ("[]", r"squad.json is not of SQuAD's form: TypeError"),
+        (
+            '{"data": [{"paragraphs": [{"context": "x", "qas": [{"question": "y", "answers": [{"text": 3}]}]}]}]}',
+            r"squad.json is not of SQuAD's form: AttributeError",
+        ),
+        (
+            '{"data": [{"paragraphs": [{"context": "x", "qas": [{"question": "y", "answers": [{"text": " "}]}]},'
+            ' {"context": "z", "qas": []}]}]}',
+            r"squad.json holds no question that has both",
+        ),
         (
             '{"data": []}',
             r"squad.json holds no question that has both an answer and other documents",
@@ -345,4 +368,12 @@ def test_recorded_samples_that_are_of_another_task_are_refused(tmp_path):
     path = tmp_path / "ruler/2048/vt/validation.jsonl"
     write_jsonl(path, {"input": "What is the special magic number for x?", "outputs": ["1"]})
     with pytest.raises(InputError, match=r"validation.jsonl: sample 1 is none of vt"):
+        run("ruler-vt", data=tmp_path)
+
+
+def test_a_recorded_sample_that_any_answer_would_satisfy_is_refused(tmp_path):
+    path = tmp_path / "ruler/2048/vt/validation.jsonl"
+    asked = "Question: Find all variables that are assigned the value 1."
+    write_jsonl(path, {"input": asked, "outputs": [""]})
+    with pytest.raises(InputError, match=r"validation.jsonl: sample 1 has no answer"):
         run("ruler-vt", data=tmp_path)

@@ -344,6 +344,14 @@ def test_rows_that_do_not_hold_what_must_stay_are_one_line_each(tiny, evaluate):
     assert result.steps[-1] == (8, 8)
 
 
+def test_rows_that_are_too_few_leave_the_others_of_their_reading_alone(tiny, evaluate):
+    """The whole cache, which has no budget, was refused with them."""
+    result = evaluate(tiny(), "niah", cells=grid("full restkv", budgets="14"))
+    assert {str(record.cell) for record in result.records} == {"full"}
+    (line,) = result.lines
+    assert line.startswith("niah at 400 tokens, restkv uniform full 14: budget must be at least")
+
+
 def test_a_percentage_holds_what_must_stay_however_it_is_read(tiny, evaluate):
     cells = grid("restkv h2o", budgets="1%", prefills="full bounded")
     result = evaluate(tiny(), "niah", cells=cells)
@@ -411,6 +419,50 @@ def test_what_another_seed_asked_is_not_counted_again(tiny, evaluate, tmp_path):
         assert result.steps[-1] == (3, 3)
     alike = evaluate(llama, "niah-paper", log="p.jsonl", n=2, **(asked | {"lengths": [700]}))
     assert {record.item.seed for record in alike.records} == {1}
+
+
+def test_what_a_log_has_by_another_seed_is_not_counted_again(tiny, evaluate, tmp_path):
+    """A second run with another seed asked the same, and tables counted it twice."""
+    write_jsonl(
+        tmp_path / "lambada" / "test.jsonl", {"text": "the number is 1 and the answer is x"}
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("the number is code " * 100)
+    asked = {"data": tmp_path, "lengths": [80], "n": 1, "cells": [FULL], "haystack": text}
+    llama = tiny()
+    tasks = ("lambada", "ppl")
+    assert len(evaluate(llama, *tasks, seeds=[1], **asked).records) == 2
+    again = evaluate(llama, *tasks, seeds=[2], **asked)
+    assert not again.records
+    assert again.lines == [
+        f"{task} at 80 tokens: the log has the same samples by --seed 1; name that, or another log"
+        for task in tasks
+    ]
+    both = evaluate(llama, *tasks, seeds=[2, 1], **asked)
+    assert [record.item.task for record in both.records] == ["lambada"]
+    assert both.lines == again.lines[1:]  # running text has one seed, the first
+
+
+def test_samples_that_ruler_wrote_do_not_mix_with_our_own(tiny, evaluate, tmp_path):
+    """Both counted as samples of one cell."""
+    llama = tiny()
+    asked = {"lengths": [600], "n": 1, "cells": [FULL]}
+    evaluate(llama, "ruler-niah_single_1", **asked)
+    path = tmp_path / "ruler/600/niah_single_1/validation.jsonl"
+    write_jsonl(path, {"input": "x. What is the special magic number for x?", "outputs": ["1"]})
+    with pytest.raises(InputError, match="with another prompt"):
+        evaluate(llama, "ruler-niah_single_1", data=tmp_path, **asked)
+
+
+def test_pieces_of_another_stride_are_refused(tiny, evaluate, tmp_path):
+    """Pieces that overlap were averaged with those that do not."""
+    text = tmp_path / "text.txt"
+    text.write_text("the number is code " * 200)
+    asked = {"lengths": [80], "n": 2, "cells": [FULL], "haystack": text, "n_scored": 8}
+    llama = tiny()
+    assert len(evaluate(llama, "ppl", **asked).records) == 2
+    with pytest.raises(InputError, match="another --stride"):
+        evaluate(llama, "ppl", stride=40, **asked)
 
 
 def test_another_seed_draws_other_shots(tiny, evaluate, tmp_path):

@@ -39,6 +39,10 @@ def test_examples_fill_a_length(gsm8k):
         assert 700 <= sample.count_tokens(count) <= 800
         assert sample.context.count("####") > 5
     assert run("gsm8k", data=gsm8k, length=280, n=1)[0].context == ""
+    with pytest.raises(
+        ConfigError, match="its answer up to 256; a length of 260 does not hold both"
+    ):
+        run("gsm8k", data=gsm8k, length=260, n=1)
 
 
 def test_examples_depend_on_the_seed(gsm8k):

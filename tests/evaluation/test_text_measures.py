@@ -11,7 +11,7 @@ from restkv_local.engine import Engine
 from restkv_local.errors import CacheFullError, ConfigError
 from restkv_local.evaluation.grid import FULL
 from restkv_local.evaluation.likelihood import log_softmax
-from restkv_local.evaluation.log import EvalLog
+from restkv_local.evaluation.log import EvalLog, read_log
 from restkv_local.evaluation.reading import Passage, Reader
 from restkv_local.evaluation.reconstruction import relative_error
 from restkv_local.evaluation.runner import EvalPlan, run_eval
@@ -101,6 +101,12 @@ def test_without_a_full_cache_the_perplexity_is_there_and_the_rest_is_told(
     result = evaluate(tiny(), "ppl", cells=cells, haystack=text, lengths=[300], n=2, n_scored=4)
     assert result.lines == ["ppl at 300 tokens, full: nothing to compare with: too many rows"]
     assert [set(record.scores) for record in result.records] == [{"nll"}, {"nll"}]
+    # With memory for it, the same command fills in what is missing.
+    monkeypatch.undo()
+    again = evaluate(tiny(), "ppl", cells=cells, haystack=text, lengths=[300], n=2, n_scored=4)
+    assert not again.lines
+    assert [set(record.scores) for record in again.records] == [{"nll", "kl", "same_top"}] * 2
+    assert read_log(again.path).records == again.records
 
 
 @native

@@ -141,6 +141,6 @@ METRICS: Final = (
     Metric(name="choice", summary="whether the right one of A to D is chosen", rule=choice),
     Metric(name="code_option", summary="whether the right function is named", rule=code_option),
     Metric(name="character_f1", summary="F1 of the characters", rule=character_f1),
-    Metric(name="speaker", summary="whether the name is a word of the answer", rule=speaker),
+    Metric(name="speaker", summary="whether the name is in the answer", rule=speaker),
     Metric(name="first_number", summary="whether the first number is right", rule=first_number),
 )

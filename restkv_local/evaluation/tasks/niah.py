@@ -10,7 +10,7 @@ from typing import Final
 from restkv_local.evaluation.haystack import (
     NOISE,
     Haystack,
-    find_sentence_starts,
+    find_breaks,
     make_prose,
     read_haystack,
     repeat_text,
@@ -40,7 +40,7 @@ def spread_depths(n: int) -> list[float]:
 
 
 def plant(text: str, needles: Sequence[str], depths: Sequence[float]) -> str:
-    """Put each needle before the sentence that holds its depth.
+    """Put each needle before the sentence that holds its depth, or the word, see :func:`find_breaks`.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def plant(text: str, needles: Sequence[str], depths: Sequence[float]) -> str:
     depths : sequence of float
         Percent of the haystack's characters that come before, one for each needle.
     """
-    starts = find_sentence_starts(text)
+    starts = find_breaks(text)
     places = sorted(
         (starts[bisect_right(starts, depth * len(text) / 100) - 1], needle)
         for needle, depth in zip(needles, depths, strict=True)

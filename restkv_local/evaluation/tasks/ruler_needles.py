@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from restkv_local.evaluation.haystack import NOISE, read_haystack, repeat_text, split_sentences
+from restkv_local.evaluation.haystack import NOISE, find_breaks, read_haystack, repeat_text
 from restkv_local.evaluation.sample import Sample
 from restkv_local.evaluation.tasks.base import Request
 from restkv_local.evaluation.words import Kind, draw, draw_distinct
@@ -117,13 +117,14 @@ def _word(needles: Needles, keys: list[str]) -> tuple[str, str, str]:
 
 def _hide_in_sentences(text: str, hidden: list[str], rng: random.Random) -> str:
     """Put the needles between sentences, at depths of the grid."""
-    sentences = split_sentences(text)
-    places = sorted(int(len(sentences) * depth / 100) for depth in rng.sample(_DEPTHS, len(hidden)))
+    breaks = find_breaks(text)
+    offsets = [*breaks, len(text)]
+    places = sorted(int(len(breaks) * depth / 100) for depth in rng.sample(_DEPTHS, len(hidden)))
     parts, last = [], 0
     for place, needle in zip(places, hidden, strict=True):
-        parts += [*sentences[last:place], needle]
-        last = place
-    return " ".join([*parts, *sentences[last:]])
+        parts += [text[last : offsets[place]].strip(), needle]
+        last = offsets[place]
+    return " ".join(filter(None, [*parts, text[last:].strip()]))
 
 
 def _hide_in_lines(lines: list[str], hidden: list[str], rng: random.Random) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -96,11 +98,16 @@ def _read(file: Path, name: str) -> QuestionSet:
     form, parse = ("SQuAD", _parse_squad) if name == "qa_1" else ("HotpotQA", _parse_hotpotqa)
     try:
         asked = parse(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} is not of {form}'s form: {error!r}") from None
-    if not asked.questions or len(asked.documents) <= len(asked.questions[0].own):
+    questions = tuple(
+        question
+        for question in asked.questions
+        if question.answers and len(set(question.own)) < len(asked.documents)
+    )
+    if not questions:
         raise InputError(f"{file} holds no question that has both an answer and other documents")
-    return asked
+    return replace(asked, questions=questions)
 
 
 def _parse_squad(data: Any) -> QuestionSet:
@@ -115,8 +122,8 @@ def _parse_squad(data: Any) -> QuestionSet:
             own = place[paragraph["context"]]
             near = tuple(i for i in of_article if i != own)
             for asked in paragraph["qas"]:
-                answers = tuple(dict.fromkeys(answer["text"] for answer in asked["answers"]))
-                if answers and not asked.get("is_impossible", False):
+                answers = _distinct(answer["text"] for answer in asked["answers"])
+                if not asked.get("is_impossible", False):
                     questions.append(Question(asked["question"], answers, (own,), near))
     return QuestionSet(tuple(questions), tuple(documents))
 
@@ -127,7 +134,16 @@ def _parse_hotpotqa(data: Any) -> QuestionSet:
     documents = sorted({text for of_question in texts for text in of_question})
     place = {text: i for i, text in enumerate(documents)}
     questions = tuple(
-        Question(asked["question"], (asked["answer"],), tuple(place[text] for text in of_question))
+        Question(
+            asked["question"],
+            _distinct([asked["answer"]]),
+            tuple(place[text] for text in of_question),
+        )
         for asked, of_question in zip(data, texts, strict=True)
     )
     return QuestionSet(questions, tuple(documents))
+
+
+def _distinct(answers: Iterable[str]) -> tuple[str, ...]:
+    """Return each answer once; an empty one is in any text, so it is none."""
+    return tuple(dict.fromkeys(answer for answer in answers if answer.strip()))

@@ -10,7 +10,7 @@ from typing import Any, Final
 from restkv_local.errors import InputError
 from restkv_local.evaluation.jsonl import read_jsonl
 from restkv_local.evaluation.sample import Sample
-from restkv_local.evaluation.tasks.base import Request
+from restkv_local.evaluation.tasks.base import Request, read_references
 
 # kind of task: (where the question begins, where the answer's beginning begins, tokens to generate, metric)
 _KINDS: Final[dict[str, tuple[re.Pattern[str], re.Pattern[str], int, str]]] = {
@@ -85,10 +85,9 @@ def _read_one(
     begins, answers, n_answer, metric = _KINDS[name.split("_")[0]]
     text = record["input"]
     found = list(begins.finditer(text))
-    if not found or not record["outputs"]:
+    if not found:
         raise InputError(
-            f"{file}: sample {number} is none of {name}: it has no outputs, or no question that begins"
-            f" {begins.pattern!r}"
+            f"{file}: sample {number} is none of {name}: it has no question that begins {begins.pattern!r}"
         )
     context, question = text[: found[-1].start()], text[found[-1].start() :]
     prefix = record.get("answer_prefix") or record.get("gen_prefix") or ""
@@ -99,11 +98,11 @@ def _read_one(
         prefix = f" {prefix}"
     return Sample(
         task=f"ruler-{name}",
-        id=f"{request.n_tokens}-recorded-{number}",  # RULER's own "index" may be a place in the text
+        id=request.name(number - 1),  # RULER's own "index" may be a place in the text
         context=context,
         question=question,
         answer_prefix=prefix,
-        references=tuple(str(output) for output in record["outputs"]),
+        references=read_references(record["outputs"], f"{file}: sample {number}"),
         max_new_tokens=n_answer,
         metric=metric,
         extra={"length": request.n_tokens, "source": str(file)},

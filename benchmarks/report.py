@@ -190,6 +190,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-policies": lambda: bench("bench-policies").to_markdown(),
     "ruler-choice": ruler_choice,
     "ruler": lambda: write_report([read_log(RESULTS / f"{name}.jsonl") for name in RULER]),
+    "ruler-bounded": lambda: write_report([read_log(RESULTS / "ruler-bounded.jsonl")]),
     "text": lambda: write_report([layer_errors()]),
     "text-shares": lambda: write_report([read_log(RESULTS / "text-shares.jsonl")]),
     "niah": lambda: write_report([read_log(RESULTS / "niah.jsonl")]),

@@ -179,6 +179,8 @@ class Repl:
             self.handle(text)
         except OSError as error:
             print_error(f"{error.filename or 'the system'}: {error.strerror or error}")
+        except MemoryError:
+            print_error("there is not enough memory for that; the conversation goes on as it was")
 
     def handle(self, text: str) -> None:
         """Run a command or send a message.

@@ -98,6 +98,7 @@ class Engine:
         # The policy is what the options say, without knobs of its own.
         self.is_configured = policy is None
         self._allocator = make_allocator(config.allocation)
+        self._is_ragged = not self._allocator.equal
         check_pair(self._allocator, self.policy)
         _check_repetition(self.policy)
         self._on_evict = on_evict
@@ -234,7 +235,7 @@ class Engine:
                 self.config,
                 self.shape,
                 n_rows,
-                n_slots=size_segments(self.config, n_rows, equal=self._allocator.equal),
+                n_slots=size_segments(self.config, n_rows, equal=not self._is_ragged),
                 n_ring=self._n_ring,
                 n_threads=self._n_threads,
                 n_freed=n_freed,
@@ -259,7 +260,7 @@ class Engine:
         config = self.config
         self.rows = RowTable(0, 0, 0)  # until all is there: Ctrl-C may come at any moment
         self._factors.forget()
-        n_slots = size_segments(config, n_rows, equal=self._allocator.equal)
+        n_slots = size_segments(config, n_rows, equal=not self._is_ragged)
         self.native.open(
             n_rows,
             n_slots=None if n_slots == n_rows else n_slots,
@@ -345,6 +346,8 @@ class Engine:
         if self.is_open:
             self._factors.load(self._sample_request(chosen))
         self.policy, self._allocator = chosen, allocator
+        # Rows that are unequal already stay so until the next eviction, wherever they go meanwhile.
+        self._is_ragged = self._is_ragged or not allocator.equal
         if policy is not None:
             self.is_configured = isinstance(policy, str)
         if budget is not None:
@@ -367,6 +370,10 @@ class Engine:
             copy(self._tracking.repetition),
         )
 
+    def make_way(self, snapshot: Snapshot) -> None:
+        """Let the next :meth:`open` make a cache that can hold a snapshot, whose KV heads may have unequal rows."""
+        self._is_ragged = self._is_ragged or bool((snapshot.rows.positions < 0).any())
+
     def try_save(self) -> Snapshot | None:
         """Return what :meth:`save` does; None where layers with a sliding window have a cache of their own."""
         return None if self.native.held["other"] else self.save()
@@ -380,7 +387,12 @@ class Engine:
             raise NativeError(
                 "this state contradicts the table of its rows: it was changed by hand"
             )
-        self.native.set_state(snapshot.state)
+        try:
+            self.native.set_state(snapshot.state)
+        except NativeError as error:
+            if error.status == FAILED:
+                self._clear()
+            raise
         self._probing = None
         self.rows.restore(snapshot.rows)
         self.counters = replace(snapshot.counters)
@@ -478,6 +490,18 @@ class Engine:
             # It may have come between the two.
             self.native.finish(lambda: self.native.remove_tail(self.native.used - self.rows.used))
             raise
+        except NativeError:
+            self._clear_if_broken()
+            raise
+
+    def _clear_if_broken(self) -> None:
+        """Forget the sequence where memory ended in the middle of a change: nobody knows what the cache holds."""
+        try:
+            is_whole = self.native.used == self.rows.used
+        except NativeError:
+            is_whole = False
+        if not is_whole:
+            self._clear()
 
     def _count(self, tokens: list[int], *, probe: bool) -> None:
         n = len(tokens)
@@ -522,6 +546,13 @@ class Engine:
         """Whether there are queries that :meth:`evict` could go by, or the policy asks for none."""
         request = self._sample_request(self.policy)
         return self.native.n_observed > 0 or request is None or not request.needs_window
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether an eviction could come before the next token: by queries that are there, or by a probe that fits."""
+        room = self.native.room
+        by_queries = not self.policy.evicts or self.can_evict
+        return room >= self.n_repeat and (by_queries or room >= self._n_probe)
 
     def _n_window(self, wanted: int) -> int:
         n_observed = self.native.n_observed
@@ -621,8 +652,8 @@ class Engine:
         used = round(self.rows.mean)
         position = self.native.position
         before = self.rows.snapshot()
-        shift = self.rows.keep(plan)
         try:
+            shift = self.rows.keep(plan)
             if self.positions == "compact":
                 self.native.compact(plan.keep, shift, self.rows.used - 1)
             else:

@@ -332,13 +332,18 @@ int32_t llama_restkv_set_turned(llama_context * ctx, int32_t i, bool turned) {
     });
 }
 
-int32_t llama_restkv_set_probe(llama_context * ctx, bool probe) {
+int32_t llama_restkv_decode(llama_context * ctx, llama_token * tokens, int32_t n_tokens, bool probe) {
     return guarded([&]() -> int32_t {
         if (cache_checked(ctx).get_restkv()->set_probe(probe)) {
             ctx->synchronize();
             ctx->restkv_reset_graphs();
         }
-        return LLAMA_RESTKV_OK;
+        const int32_t status = llama_decode(ctx, llama_batch_get_one(tokens, n_tokens));
+        ctx->synchronize(); // else what is timed, stopped or scored next would be something else
+        if (status < 0) {
+            throw llama_restkv_error(LLAMA_RESTKV_FAILED, "llama_decode returned " + std::to_string(status));
+        }
+        return status;
     });
 }
 

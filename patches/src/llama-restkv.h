@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 // raised whenever a signature or a meaning below changes; the Python package refuses another number
-#define LLAMA_RESTKV_ABI 5
+#define LLAMA_RESTKV_ABI 6
 
 enum llama_restkv_status {
     LLAMA_RESTKV_OK          =  0,
@@ -82,11 +82,13 @@ LLAMA_API int32_t llama_restkv_attach(struct llama_context * ctx);
 // graphs overrule: smollm3, cohere2 and exaone4 leave RoPE out of some layers. Say so before the first token.
 LLAMA_API int32_t llama_restkv_set_turned(struct llama_context * ctx, int32_t i, bool turned);
 
-// Whether what llama_decode reads from now on is a probe, which is dropped again: nobody compares it with another llama.cpp,
-// and attention on a CPU takes the fast way for fewer than 64 tokens too, with float32 sums where upstream has halves.
-LLAMA_API int32_t llama_restkv_set_probe(struct llama_context * ctx, bool probe);
+// llama_decode of tokens after the newest row, at most n_ubatch, and whatever the device has to do for it; where memory ends
+// llama_decode itself ends the process. Returns its statuses of 0 and above; where it failed, some of the tokens may be there.
+// A probe is dropped again: nobody compares it with another llama.cpp, and attention on a CPU takes the fast way for fewer than
+// 64 tokens too, with float32 sums where upstream has halves.
+LLAMA_API int32_t llama_restkv_decode(struct llama_context * ctx, llama_token * tokens, int32_t n_tokens, bool probe);
 
-// Stops llama_decode (status 2) and llama_restkv_score within one graph node. Any thread may call it while the context lives.
+// Stops llama_restkv_decode (status 2) and llama_restkv_score within one graph node. Any thread may call it while the context lives.
 LLAMA_API void llama_restkv_abort(struct llama_context * ctx, bool abort);
 
 LLAMA_API int32_t llama_restkv_n_layer (const struct llama_context * ctx);               // layers in the pool

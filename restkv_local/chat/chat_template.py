@@ -66,7 +66,9 @@ class ChatTemplate:
     def pinned_text(self, messages: Sequence[Message]) -> str:
         """Return what stands before the first user text: system prompt, the template's own included."""
         system = [message for message in messages if message["role"] == "system"]
-        return self.render([*system, {"role": "user", "content": USER_TEXT}]).split(USER_TEXT)[0]
+        return self.render([*system, {"role": "user", "content": USER_TEXT}]).rsplit(USER_TEXT, 1)[
+            0
+        ]
 
     def tail(self, messages: Sequence[Message] = ()) -> str:
         """Return what stands after the last user text: what makes the model answer."""

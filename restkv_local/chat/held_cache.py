@@ -86,9 +86,11 @@ class HeldCache:
 
         def restore() -> None:
             self.engine.restore(snapshot)
-            if self._llama.native.room < self.engine.n_repeat:
+            if not self.engine.can_go_on:
                 self.engine.clear()
-                raise NativeError("no room is left to have the text repeated")
+                raise NativeError(
+                    "no room is left to have the text repeated, or for a question to choose by"
+                )
             self.hold(text)
 
         try:
@@ -105,6 +107,8 @@ class HeldCache:
     def move_to(self, engine: Engine, opened: Opened, snapshot: Snapshot | None, text: str) -> bool:
         """Let another engine take over and go on from a snapshot; False if it cannot go on from that."""
         self.hand_to(engine)
+        if snapshot is not None:
+            engine.make_way(snapshot)
         self.open(opened)
         return snapshot is not None and self.restore(snapshot, text)
 
@@ -124,8 +128,9 @@ class HeldCache:
         text, (n_prompt, _, n_pinned) = self.text, self.opened
         with self.or_as_before() as snapshot:
             # Twice what is needed: a long conversation moves seldom. The prompt stays that which it began with,
-            # because a budget may be a share of it.
-            n_rows = 2 * (round(engine.rows.mean) + n_tokens) + max(engine.config.n_predict, 0)
+            # because a budget may be a share of it. What cannot be copied is read again, all of it.
+            n_held = engine.counters.seen if snapshot is None else round(engine.rows.mean)
+            n_rows = 2 * (n_held + n_tokens) + max(engine.config.n_predict, 0)
             self.open((n_prompt, max(n_rows - n_prompt, 0), n_pinned))
             return snapshot is not None and self.restore(snapshot, text)
 
@@ -133,12 +138,16 @@ class HeldCache:
     def or_as_before(self) -> Iterator[Snapshot | None]:
         """Put engine and cache back as they are if the block fails; yields the cache of now."""
         engine, before, text, opened = self.engine, self.snapshot(), self.text, self.opened
-        was_open = engine.is_open
+        was_open, n_events, budget = engine.is_open, engine.counters.events, engine.budget
         try:
             yield before
         except BaseException:
-            if self.engine is engine and engine.is_open and self.held():
-                raise  # refused before anything was touched
+            is_same = (
+                self.engine is engine and engine.is_open and engine.counters.events == n_events
+            )
+            if is_same and self.held():
+                engine.budget = budget
+                raise  # refused before any row was touched
             self.hand_to(engine)
             if was_open:
                 engine.open(*opened)

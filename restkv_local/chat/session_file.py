@@ -266,17 +266,28 @@ def _summarise(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
     turns = meta["turns"]
     return {
         "name": path.stem,
-        "model": meta["model"],
+        "model": _text(meta, "model"),
         "turns": len(turns),
-        "last_question": turns[-1]["question"] if turns else "",
+        "last_question": _text(turns[-1], "question") if turns else "",
         "documents": [
-            {"name": one["name"], "sha256": one["sha256"], "characters": len(one["text"])}
+            {
+                "name": _text(one, "name"),
+                "sha256": _text(one, "sha256"),
+                "characters": len(one["text"]),
+            }
             for turn in turns
             for one in turn["documents"]
         ],
-        "saved": meta["saved"],
+        "saved": _text(meta, "saved"),
         "bytes": path.stat().st_size,
     }
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    """Return a value that must be text; KeyError otherwise."""
+    if not isinstance(values[name], str):
+        raise KeyError(name)
+    return str(values[name])
 
 
 def merge_settings(saved: Config, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,9 @@ class Bindings:
         self.disarm = self._void("disarm")
         # int32_t llama_restkv_attach(struct llama_context * ctx);
         self.attach = self._checked("attach", ctx)
-        # int32_t llama_restkv_set_probe(struct llama_context * ctx, bool probe);
-        self.set_probe = self._checked("set_probe", ctx, C.c_bool)
+        # int32_t llama_restkv_decode(struct llama_context * ctx, llama_token * tokens,
+        #     int32_t n_tokens, bool probe);
+        self.decode = self._checked("decode", ctx, I32_ARRAY, C.c_int32, C.c_bool)
         # int32_t llama_restkv_set_turned(struct llama_context * ctx, int32_t i, bool turned);
         self.set_turned = self._checked("set_turned", ctx, C.c_int32, C.c_bool)
         # void llama_restkv_abort(struct llama_context * ctx, bool abort);

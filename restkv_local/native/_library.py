@@ -14,7 +14,7 @@ from typing import Any
 from restkv_local.errors import AbiMismatchError, LibraryNotFoundError
 from restkv_local.library_folder import HOW_TO_BUILD, library_folder
 
-ABI = 5  # LLAMA_RESTKV_ABI of patches/src/llama-restkv.h
+ABI = 6  # LLAMA_RESTKV_ABI of patches/src/llama-restkv.h
 
 
 @functools.cache

@@ -417,22 +417,22 @@ class NativeContext:
             raise NativeError(
                 f"{len(tokens)} tokens are more than n_ubatch={self._n_ubatch} at once"
             )
-        array = (self._llama.llama_token * len(tokens))(*tokens)
-        batch = self._llama.llama_batch_get_one(array, len(tokens))
+        array = np.array(tokens, np.int32)
         used = self.used
-        self._restkv.set_probe(self._ctx, probe)
 
-        def read() -> tuple[int, str]:
+        def read() -> int:
             _log.forget()
-            status = self._llama.llama_decode(self._opened, batch)
-            # A GPU may be at work still: what is timed, interrupted or scored then would be something else.
-            self._llama.llama_synchronize(self._opened)
-            return status, _log.reason()
+            try:
+                return int(self._restkv.decode(self._opened, array, len(array), probe))
+            except NativeError as error:
+                if error.status != _bindings.FAILED:
+                    raise
+                raise NativeError(f"{error}: {_log.reason()}", error.status) from None
 
         try:
-            status, reason = self._run(read)
-        except KeyboardInterrupt:
-            # It may have come too late to stop the last of the work.
+            status = self._run(read)
+        except (KeyboardInterrupt, NativeError):
+            # Ctrl-C may have come too late to stop the last of the work, or memory ended in the middle.
             self.remove_tail(self.used - used)
             raise
         if status == 1:
@@ -441,8 +441,6 @@ class NativeContext:
             )
         if status == 2:
             raise KeyboardInterrupt
-        if status != 0:
-            raise NativeError(f"llama_decode failed ({status}): {reason}")
         self._has_logits = True
 
     def logits(self) -> F32:

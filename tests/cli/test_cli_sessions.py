@@ -102,6 +102,20 @@ def test_another_model_and_a_broken_file_end_in_one_line_and_stay_as_they_are(as
     assert "cannot be read" in run(main, "sessions", "list").out
 
 
+def test_a_session_whose_question_is_no_text_is_one_line_among_the_others(run, monkeypatch):
+    """Its traceback hid all of them."""
+    meta = {
+        "model": "m",
+        "saved": "2026-11-28T12:00:00",
+        "turns": [{"question": 5, "documents": []}],
+    }
+    monkeypatch.setattr("restkv_local.chat.session_file.read_meta", lambda path, kind: meta)
+    session_path("sea").parent.mkdir(parents=True, exist_ok=True)
+    session_path("sea").write_bytes(b"x")
+    listed = run(main, "sessions", "list")
+    assert (listed.code, listed.out.count("cannot be read")) == (0, 1)
+
+
 @pytest.mark.parametrize("name", ["../sea", ".", ""])
 def test_a_name_that_is_a_path_is_refused(ask, name):
     refused = ask("what?", "--session", name)

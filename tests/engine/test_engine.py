@@ -1,11 +1,12 @@
 """Reading and generating under a budget, on tiny random models."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from restkv_local import Llama
+from restkv_local import Llama, row_table
 from restkv_local.errors import (
     CacheFullError,
     ConfigError,
@@ -403,18 +404,27 @@ def test_rows_that_rounding_adds_are_filled_before_an_eviction(open_llama, token
     assert llama.engine.counters.peak == 768 - 32 + 12
 
 
-@pytest.mark.parametrize("failing", ["score", "compact"])
-def test_an_eviction_that_fails_changes_nothing(open_llama, tokens, monkeypatch, failing):
+@pytest.mark.parametrize(
+    ("owner", "failing", "error"),
+    [
+        ("native", "score", NativeError),
+        ("native", "compact", NativeError),
+        ("table", "_put", MemoryError),
+    ],
+)
+def test_an_eviction_that_fails_changes_nothing(
+    open_llama, tokens, monkeypatch, owner, failing, error
+):
     """The question's rows go, those of the text stay, and reading goes on."""
     engine = read(open_llama(MODELS["llama-gqa-2"]), tokens(200), guide=tokens(12, seed=4))
     positions = engine.rows.positions.copy()
 
     def fail(*_args, **_options):
-        raise NativeError("no memory")
+        raise error("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.native, failing, fail)
-        with pytest.raises(NativeError, match="no memory"):
+        patch.setattr(engine.native if owner == "native" else row_table, failing, fail)
+        with pytest.raises(error, match="no memory"):
             engine.read(tokens(64, seed=2), guide=tokens(12, seed=4))
     assert engine.counters.events == 0
     assert engine.native.used == 200
@@ -422,6 +432,32 @@ def test_an_eviction_that_fails_changes_nothing(open_llama, tokens, monkeypatch,
     engine.read(tokens(64, seed=2), guide=tokens(12, seed=4))
     check_invariants(engine)
     assert engine.counters.events == 1
+
+
+def test_a_decode_that_breaks_off_forgets_the_sequence_if_it_must(open_llama, tokens, monkeypatch):
+    """Memory may end while the cells are written; every later call was refused then."""
+    llama = open_llama(MODELS["llama-gqa-2"])
+    engine = read(llama, tokens(40))
+    library = engine.native._restkv
+
+    def fail(*_args, status=-5):
+        raise NativeError("no memory", status)
+
+    with monkeypatch.context() as patch:
+
+        def fail_in_the_cells(*_args):
+            patch.setattr(library, "used", partial(fail, status=FAILED))
+            fail()
+
+        patch.setattr(library, "decode", fail)
+        with pytest.raises(NativeError, match="no memory"):
+            engine.read(tokens(8))
+        assert engine.native.used == engine.rows.used == 40
+        patch.setattr(library, "decode", fail_in_the_cells)
+        with pytest.raises(NativeError, match="no memory"):
+            engine.read(tokens(8))
+    assert engine.native.used == engine.rows.used == 0
+    read(llama, tokens(40))
 
 
 def test_a_compaction_that_breaks_off_forgets_the_sequence(open_llama, tokens, monkeypatch):

@@ -59,7 +59,7 @@ def test_an_eviction_happens_whole_or_not_at_all(open_llama, tokens, monkeypatch
 def test_a_token_that_was_decoded_too_late_to_stop_is_not_there(open_llama, tokens, monkeypatch):
     llama = open_llama(MODEL)
     engine = read(llama, tokens(40))
-    decode = llama.native._llama.llama_decode
+    decode = llama.native._restkv.decode
 
     def late(*args):
         status = decode(*args)
@@ -67,7 +67,7 @@ def test_a_token_that_was_decoded_too_late_to_stop_is_not_there(open_llama, toke
         time.sleep(0.05)
         return status
 
-    monkeypatch.setattr(llama.native._llama, "llama_decode", late)
+    monkeypatch.setattr(llama.native._restkv, "decode", late)
     with pytest.raises(KeyboardInterrupt):
         engine.step(tokens(1)[0])
     monkeypatch.undo()
@@ -79,15 +79,15 @@ def test_a_token_that_was_decoded_too_late_to_stop_is_not_there(open_llama, toke
 
 def stop_next_decode(monkeypatch, llama):
     """Press Ctrl-C just before the next tokens are decoded."""
-    decode = llama.native._llama.llama_decode
+    decode = llama.native._restkv.decode
 
     def early(*args):
-        monkeypatch.setattr(llama.native._llama, "llama_decode", decode)
+        monkeypatch.setattr(llama.native._restkv, "decode", decode)
         _thread.interrupt_main()
         time.sleep(0.05)
         return decode(*args)
 
-    monkeypatch.setattr(llama.native._llama, "llama_decode", early)
+    monkeypatch.setattr(llama.native._restkv, "decode", early)
 
 
 @pytest.mark.parametrize("policy", ["h2o", "lru", "expected-attention"])
@@ -491,7 +491,7 @@ def test_a_chunk_that_was_stopped_leaves_nobody_to_ask_and_the_conversation_goes
 ):
     llama = open_llama(MODEL)
     session = ChatSession(llama)
-    decode = llama.native._llama.llama_decode
+    decode = llama.native._restkv.decode
     calls = []
 
     def third(*args):
@@ -501,7 +501,7 @@ def test_a_chunk_that_was_stopped_leaves_nobody_to_ask_and_the_conversation_goes
             time.sleep(0.05)
         return decode(*args)
 
-    monkeypatch.setattr(llama.native._llama, "llama_decode", third)
+    monkeypatch.setattr(llama.native._restkv, "decode", third)
     with pytest.raises(KeyboardInterrupt):
         "".join(session.send("word number rain " * 200))
     monkeypatch.undo()

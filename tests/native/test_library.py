@@ -21,7 +21,7 @@ def test_a_missing_library_names_the_place_and_how_to_build(tmp_path, monkeypatc
 
 def test_another_abi_is_refused_with_both_numbers(tmp_path):
     library = types.SimpleNamespace(llama_restkv_abi_version=lambda: 999)
-    with pytest.raises(AbiMismatchError, match=r"has restkv ABI 999; this package needs ABI 5"):
+    with pytest.raises(AbiMismatchError, match=r"has restkv ABI 999; this package needs ABI 6"):
         _library.check_abi(library, tmp_path)
 
 

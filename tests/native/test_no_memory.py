@@ -16,6 +16,30 @@ pytestmark = [
     ),
 ]
 
+DECODE = """
+import resource, sys
+from pathlib import Path
+import psutil
+from restkv_local.errors import NativeError
+from restkv_local.native import NativeContext
+
+native = NativeContext(Path(sys.argv[1]))
+native.open(4096, n_ring=96, n_ubatch=512, n_threads=1, type_k="f16", type_v="f16")
+text = list(range(10, 250)) * 2
+for _ in range(3):
+    native.decode(text)
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (400 << 10), limits[1]))
+for _ in range(2):
+    try:
+        native.decode(text)
+    except NativeError as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+native.decode(text)
+print(native.used)
+"""
+
 SCRIPT = """
 import resource, sys
 from pathlib import Path
@@ -86,3 +110,22 @@ def test_memory_that_ends_between_the_steps_of_a_graph_is_an_error(tmp_path, n_s
     refused = score_without_memory(tmp_path, 16, n_spare, "known", **asks_the_system)
     assert len(refused) == 2
     assert all(reason in line for line in refused)
+
+
+def test_a_decode_that_gets_no_memory_leaves_the_cache_as_it_was(tmp_path):
+    """An exception left llama_decode and ended the process."""
+    # Where each token goes takes 786 KiB.
+    model = builders.llama(n_layer=24, n_head=32, n_head_kv=8, head_dim=32).write(
+        tmp_path / "m.gguf"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE, str(model)],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *refused, last = done.stdout.splitlines()
+    assert refused == ["llama_restkv_decode failed (-5): no memory left"] * 2
+    assert last == str(4 * 480)

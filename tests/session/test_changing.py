@@ -479,3 +479,72 @@ def test_a_moment_that_leaves_no_room_to_have_the_text_repeated_is_read_again(op
     assert "read again" in session.undo(3)
     assert say(session, prose(60)) is not None
     assert session.report.kv["events"] >= 1
+
+
+@pytest.mark.parametrize("allocation", ["ada", "global"])
+def test_rows_that_are_unequal_still_find_a_place_under_equal_rules(
+    open_chat, allocation, tmp_path
+):
+    """A cache of equal segments was opened for them: a traceback, and no conversation."""
+    session = begin(open_chat(MODEL, **LONG | {"budget": 300, "allocation": allocation}))
+    say(session, "why?", documents=[prose(400)])
+    assert session.set_policy("streamingllm", "uniform") == "from the next eviction on"
+    rows = cache(session)
+    session.save(tmp_path / "a")
+    assert session.load(tmp_path / "a") == "by snapshot"
+    assert_same_cache(cache(session), rows)
+    assert session.set_budget(96) == "by snapshot, evicted to 96 rows"
+    talk(session, 2, first=10)
+    assert session.context().kept < 256
+
+
+def test_a_moment_without_room_for_the_guide_is_read_again(open_chat):
+    """It was put back, and every message after it failed: nothing could be evicted any more."""
+    session = open_chat(MODEL, **LONG | {"budget": 250, "n_guide": 32, "n_predict": 6})
+    say(session, "what is the code of the number?", documents=[prose(1200)])
+    assert session.set_budget(160) == "by snapshot, evicted to 160 rows"
+    "".join(session.regenerate())
+    assert "read again" in session.report.notes[0]
+    talk(session, 3, first=10)
+    assert session.context().events > 0
+
+
+def test_a_share_counts_from_the_policy_that_evicts_on(open_chat):
+    """The whole cache's one row stayed the budget, which no later eviction could meet."""
+    session = open_chat(MODEL, **LONG | {"policy": "full", "budget": "5%"})
+    say(session, "what?")
+    assert session.set_policy("restkv") == "from the next eviction on"
+    for i in range(4):
+        say(session, prose(60, seed=i))
+    assert session.context().events > 0
+
+
+@pytest.mark.parametrize("change", ["budget", "policy"])
+def test_ctrl_c_in_a_change_leaves_everything_as_it_was(open_chat, monkeypatch, change):
+    """Rows and budget had changed, though the command had not."""
+    policy = {"budget": "restkv", "policy": "full"}[change]
+    session = open_chat(MODEL, **LONG | {"budget": 300, "policy": policy})
+    say(session, "what?", documents=[prose(400)])
+    engine, rows, before = session._engine, cache(session), session.context()
+    carry_out = engine._carry_out
+
+    def interrupted(*args):
+        carry_out(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "_carry_out", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.set_budget(100) if change == "budget" else session.set_policy("snapkv")
+    assert session._engine is engine
+    assert (session.context(), engine.config.policy) == (before, policy)
+    assert_same_cache(cache(session), rows)
+    say(session, "why?")
+
+
+def test_what_cannot_be_copied_is_read_again_into_a_cache_for_all_of_it(open_chat):
+    """Room for the rows that had stayed was too little for the text they stood for."""
+    session = open_chat(SWA, **LONG | {"prefill": "full", "n_predict": 4})
+    say(session, "what?", documents=[prose(600)])
+    for n in (400, 400, 400, 900):
+        say(session, prose(n))
+    assert any("a larger cache" in note for note in session.report.notes)

@@ -268,3 +268,12 @@ def test_a_question_that_is_no_text_costs_nothing(open_chat, way):
         "".join(getattr(session, way)("caf\udce9?"))
     assert_same_cache(cache(session), rows)
     assert session.turns == turns
+
+
+def test_a_system_prompt_with_any_character_stays_whole(open_chat):
+    """The one that stands for a user's text, common in what is pasted, cut it short."""
+    pinned = []
+    for between in ("", "\N{OBJECT REPLACEMENT CHARACTER}"):
+        session = open_chat(MODEL, system=f"be kind{between} and brief, and give the code", **LONG)
+        pinned.append(session.prepare("hi")[1])
+    assert pinned[1] >= pinned[0]

@@ -303,6 +303,14 @@ class Engine:
             self.policy if keeps else None,
         )
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What :meth:`use` takes to evict as now."""
+        policy = self.policy.name if self.is_configured else self.policy
+        return {
+            "policy": policy, "allocation": self.config.allocation, "budget": self.budget,
+        }  # fmt: skip
+
     def use(
         self,
         *,

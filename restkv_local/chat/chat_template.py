@@ -66,9 +66,8 @@ class ChatTemplate:
     def pinned_text(self, messages: Sequence[Message]) -> str:
         """Return what stands before the first user text: system prompt, the template's own included."""
         system = [message for message in messages if message["role"] == "system"]
-        return self.render([*system, {"role": "user", "content": USER_TEXT}]).rsplit(USER_TEXT, 1)[
-            0
-        ]
+        rendered = self.render([*system, {"role": "user", "content": USER_TEXT}])
+        return rendered.rsplit(USER_TEXT, 1)[0]  # a system prompt may hold that character too
 
     def tail(self, messages: Sequence[Message] = ()) -> str:
         """Return what stands after the last user text: what makes the model answer."""

@@ -136,9 +136,9 @@ class HeldCache:
 
     @contextmanager
     def or_as_before(self) -> Iterator[Snapshot | None]:
-        """Put engine and cache back as they are if the block fails; yields the cache of now."""
+        """Put engine, its rules and cache back as they are if the block fails; yields the cache of now."""
         engine, before, text, opened = self.engine, self.snapshot(), self.text, self.opened
-        was_open, n_events, budget = engine.is_open, engine.counters.events, engine.budget
+        was_open, n_events, rules = engine.is_open, engine.counters.events, engine.rules
         try:
             yield before
         except BaseException:
@@ -146,9 +146,10 @@ class HeldCache:
                 self.engine is engine and engine.is_open and engine.counters.events == n_events
             )
             if is_same and self.held():
-                engine.budget = budget
+                engine.use(**rules)
                 raise  # refused before any row was touched
             self.hand_to(engine)
+            engine.use(**rules)
             if was_open:
                 engine.open(*opened)
             self.opened = opened

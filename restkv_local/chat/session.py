@@ -294,25 +294,19 @@ class ChatSession:
         budget, n_rows = engine.budget, engine.capacity
         if self._cache.held():
             budget, n_rows = engine.renewed(config).check(*self._cache.opened)
-        old = engine.policy.name if engine.is_configured else engine.policy
-        old_allocation, old_budget = engine.config.allocation, engine.budget
-        try:
-            engine.use(policy=policy, allocation=allocation, budget=budget)
-        except ConfigError:
-            # What this cache cannot take another may; what is wrong in itself is refused there too.
-            return self._reconfigure(config)
-        if n_rows >= engine.capacity:
-            return "from the next eviction on"
         with self._cache.or_as_before():
             try:
-                # What held all of the text does not keep its memory: it chooses the rows that go to a smaller cache.
-                evicts = engine.rows.mean > budget and engine.can_evict
-                if evicts:
-                    engine.evict()
-                way = self._reconfigure(config)
-            except BaseException:
-                engine.use(policy=old, allocation=old_allocation, budget=old_budget)
-                raise
+                engine.use(policy=policy, allocation=allocation, budget=budget)
+            except ConfigError:
+                # What this cache cannot take another may; what is wrong in itself is refused there too.
+                return self._reconfigure(config)
+            if n_rows >= engine.capacity:
+                return "from the next eviction on"
+            # What held all of the text does not keep its memory: it chooses the rows that go to a smaller cache.
+            evicts = engine.rows.mean > budget and engine.can_evict
+            if evicts:
+                engine.evict()
+            way = self._reconfigure(config)
         return f"{way}, evicted to {budget:,} rows" if evicts and way == BY_SNAPSHOT else way
 
     def _reconfigure(self, config: Config) -> str:
@@ -327,8 +321,7 @@ class ChatSession:
             moved = self._cache.move_to(renewed, self._cache.opened, before, text)
             may_cut = old.policy.evicts and (not moved or renewed.budget < old.budget)
             if may_cut and before is not None and before.rows.positions.shape[-1] > renewed.budget:
-                # The old cache chooses which rows go to the new one.
-                # No queries are there after Ctrl-C in a chunk.
+                # The old cache chooses which rows go to the new one, unless Ctrl-C in a chunk left it no queries.
                 moved = self._cache.move_to(old, self._cache.opened, before, text) and old.can_evict
                 if moved:
                     old.use(budget=renewed.budget)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -129,11 +129,7 @@ class Reader:
         for group in group_cells(cells, can_share=self._can_share(passage)):
             rows: dict[Cell, int] = {}
             if len(group) > 1:
-                for cell in group:
-                    try:
-                        rows[cell] = self.rows(cell, passage)
-                    except RestKVError as error:
-                        on_failure(cell, error)
+                rows = self.resolve_rows(group, passage, on_failure)
                 group = list(rows)
                 if not group:
                     continue
@@ -203,6 +199,18 @@ class Reader:
         row_bytes = kv_bytes_per_token(shape, config.type_k, config.type_v)
         need = 3 * len(passage.tokens) * row_bytes
         return not any(shape.swa_layers) and need < free_memory()
+
+    def resolve_rows(
+        self, cells: Iterable[Cell], passage: Passage, on_failure: OnFailure
+    ) -> dict[Cell, int]:
+        """Return the rows of the cells that can be done; see :meth:`rows`."""
+        rows = {}
+        for cell in cells:
+            try:
+                rows[cell] = self.rows(cell, passage)
+            except RestKVError as error:
+                on_failure(cell, error)
+        return rows
 
     def rows(self, cell: Cell, passage: Passage) -> int:
         """Return the rows of a budget that needs no cache of its own to be resolved.

@@ -49,13 +49,9 @@ class Reconstruction:
         The score is the mean over layers of the relative error, ``extra`` has each layer's.
         """
         passage = Passage(tokens=list(self.stride.read), n_more=0, seed=self.item.seed)
-        rows: dict[Cell, int] = {}
         # Where the text is repeated, the queries of its end are gone afterwards: those come last.
-        for cell in sorted(cells, key=lambda cell: make_policy(cell.policy).track == "repeat"):
-            try:
-                rows[cell] = reader.rows(cell, passage)
-            except RestKVError as error:
-                on_failure(cell, error)
+        order = sorted(cells, key=lambda cell: make_policy(cell.policy).track == "repeat")
+        rows = reader.resolve_rows(order, passage, on_failure)
         if not rows:
             return
         try:
